@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Kill points for the fault tests, in test builds only.
+//!
+//! A process whose environment has `WAYLAY_FAULT=<point>` kills itself with SIGKILL when it reaches that point, as the
+//! out-of-memory killer or a node failure would.
+
+use std::sync::OnceLock;
+
+/// Every point on the agent's side of an exchange; those of the kernel back end are listed there.
+pub const POINTS: &[&str] = &[
+    "agent:request:receive:before",
+    "agent:request:receive:after",
+    "agent:answer:send:before",
+    "agent:answer:send:after",
+];
+
+/// Die here if the environment says so.
+pub fn point(name: &'static str) {
+    static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
+    let chosen = CHOSEN.get_or_init(|| std::env::var("WAYLAY_FAULT").ok());
+    if chosen.as_deref() == Some(name) {
+        // SAFETY: kill(2) with our own pid and a constant signal touches no memory of ours.
+        #[allow(unsafe_code, reason = "nix's kill needs a feature that the plugin does without")]
+        unsafe {
+            nix::libc::kill(nix::libc::getpid(), nix::libc::SIGKILL);
+        }
+    }
+}
