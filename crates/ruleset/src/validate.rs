@@ -44,7 +44,7 @@ pub enum RuleError {
     /// A statement that the chain's type does not allow.
     #[error("statement is not allowed in this chain")]
     Statement,
-    /// The statement needs `meta l4proto tcp` or `udp` in the same rule (nft(8) refuses it otherwise).
+    /// The statement needs one protocol, `meta l4proto tcp` or `udp`, in the same rule (nft(8) refuses it otherwise).
     #[error("statement needs a transport protocol match in the same rule")]
     Transport,
     /// A verdict that is not last.
@@ -133,7 +133,7 @@ fn check_rule(table: &Table, kind: Option<ChainType>, rule: &Rule) -> Result<(),
 }
 
 fn transport(rule: &Rule) -> Result<(), RuleError> {
-    let found = rule.matches.iter().any(|m| m.field == Field::L4Proto);
+    let found = rule.matches.iter().any(|m| matches!(m.operand, Operand::Protocol(_)));
     if found { Ok(()) } else { Err(RuleError::Transport) }
 }
 

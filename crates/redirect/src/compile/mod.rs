@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The compiler: from a [`Config`] to the [`Plan`] for one netns.
+//!
+//! One `inet` table, sets where there is more than one element, so that the cost of a packet does not grow with the
+//! length of any list. A rule is written only where it can decide something: what an earlier rule already decided, or
+//! what leads to the same verdict as the chain's end, is left out. The labels O1 to O17, P1 to P7, T1 to T9, K1 to K5
+//! and Z1 to Z6 are those of `docs/RULES.md`.
+
+mod mangle;
+mod nat;
+mod raw;
+mod sets;
+
+use ruleset::{
+    BaseChain, Chain, Family, Field, Fingerprint, IpFamily, L4, Match, Op, Operand, Plan, PolicyRoute, Rule,
+    Set, Statement, Table,
+};
+
+use crate::config::{Config, Dns, InboundPorts, Mode, OutboundCidrs, TPROXY_MARK, TPROXY_TABLE};
+
+/// Name of the table; everything in it is ours.
+pub const TABLE: &str = "waylay";
+
+/// Compile `config`. Deterministic: the same settings give the same plan.
+#[must_use]
+pub fn compile(config: &Config) -> Plan {
+    let mut compiler = Compiler { config, sets: Vec::new() };
+    let chains: Vec<Chain> = [
+        compiler.raw_prerouting(),
+        compiler.raw_output(),
+        compiler.mangle_prerouting(),
+        compiler.mangle_output(),
+        compiler.nat_prerouting(),
+        compiler.nat_output(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let table = Table { family: Family::Inet, name: TABLE.to_owned(), sets: compiler.sets, chains };
+    let tproxy = config.mode == Mode::Tproxy && config.captures_inbound();
+    Plan {
+        tables: vec![Fingerprint::seal(table)],
+        passthrough_ipv6: config.ipv6,
+        policy_route: tproxy.then_some(PolicyRoute {
+            mark: TPROXY_MARK,
+            table: TPROXY_TABLE,
+            ipv6: config.ipv6,
+        }),
+    }
+}
+
+/// The settings and the sets that the rules so far refer to.
+struct Compiler<'a> {
+    config: &'a Config,
+    sets: Vec<Set>,
+}
+
+impl Compiler<'_> {
+    /// A base chain, or nothing when there are no rules for it. Where IPv6 is left alone, that is its first rule. What
+    /// falls off its end is accepted, so that it never ends in a rule that does no more than that.
+    fn chain(&self, name: &str, base: BaseChain, mut rules: Vec<Rule>) -> Option<Chain> {
+        let needed = rules.iter().rposition(|rule| rule.statements != [Statement::Accept])?;
+        rules.truncate(needed + 1);
+        if !self.config.ipv6 {
+            rules.insert(0, accept("ipv6_left_alone", vec![family(IpFamily::V6)]));
+        }
+        Some(Chain { name: name.to_owned(), base: Some(base), rules })
+    }
+}
+
+impl Config {
+    fn captures_inbound(&self) -> bool {
+        !matches!(&self.inbound, InboundPorts::Only(ports) if ports.is_empty())
+    }
+
+    /// Someone asked to capture calls to loopback addresses.
+    fn includes_loopback(&self) -> bool {
+        matches!(&self.outbound, OutboundCidrs::Only(prefixes) if prefixes.loopback)
+    }
+
+    fn captures_dns(&self) -> bool {
+        match &self.dns {
+            Dns::Off => false,
+            Dns::All => true,
+            Dns::Nameservers(servers) => !servers.is_empty(),
+        }
+    }
+
+    /// The families that are captured.
+    fn families(&self) -> &'static [IpFamily] {
+        if self.ipv6 { &[IpFamily::V4, IpFamily::V6] } else { &[IpFamily::V4] }
+    }
+}
+
+fn rule(reason: &str, matches: Vec<Match>, statements: Vec<Statement>) -> Rule {
+    Rule { matches, statements, reason: reason.to_owned() }
+}
+
+fn accept(reason: &str, matches: Vec<Match>) -> Rule {
+    rule(reason, matches, vec![Statement::Accept])
+}
+
+fn redirect(reason: &str, matches: Vec<Match>, port: u16) -> Rule {
+    rule(reason, matches, vec![Statement::Redirect(port)])
+}
+
+fn is(field: Field, operand: Operand) -> Match {
+    Match { field, op: Op::Eq, operand }
+}
+
+fn is_not(field: Field, operand: Operand) -> Match {
+    Match { field, op: Op::Ne, operand }
+}
+
+fn family(family: IpFamily) -> Match {
+    is(Field::NfProto, Operand::Family(family))
+}
+
+fn tcp() -> Match {
+    is(Field::L4Proto, Operand::Protocol(L4::Tcp))
+}
+
+fn udp() -> Match {
+    is(Field::L4Proto, Operand::Protocol(L4::Udp))
+}
+
+fn out_lo() -> Match {
+    is(Field::Oif, Operand::Loopback)
+}
+
+fn in_lo() -> Match {
+    is(Field::Iif, Operand::Loopback)
+}
