@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Kill points for the fault tests, in test builds only.
+//! Kill points for the fault tests; without the feature `fault-injection` they are nothing at all.
 //!
 //! A process whose environment has `WAYLAY_FAULT=<point>` kills itself with SIGKILL when it reaches that point, as the
 //! out-of-memory killer or a node failure would.
-
-use std::sync::OnceLock;
 
 /// Every point on the agent's side of an exchange; those of the kernel back end are listed there.
 pub const POINTS: &[&str] = &[
@@ -15,14 +13,19 @@ pub const POINTS: &[&str] = &[
 ];
 
 /// Die here if the environment says so.
+#[inline]
 pub fn point(name: &'static str) {
-    static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
-    let chosen = CHOSEN.get_or_init(|| std::env::var("WAYLAY_FAULT").ok());
-    if chosen.as_deref() == Some(name) {
-        // SAFETY: kill(2) with our own pid and a constant signal touches no memory of ours.
-        #[allow(unsafe_code, reason = "nix's kill needs a feature that the plugin does without")]
-        unsafe {
-            nix::libc::kill(nix::libc::getpid(), nix::libc::SIGKILL);
+    #[cfg(feature = "fault-injection")]
+    {
+        static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
+        let chosen = CHOSEN.get_or_init(|| std::env::var("WAYLAY_FAULT").ok());
+        if chosen.as_deref() == Some(name) {
+            // SAFETY: kill(2) with our own pid and a constant signal touches no memory of ours.
+            #[allow(unsafe_code, reason = "nix's kill needs a feature that the plugin does without")]
+            unsafe {
+                nix::libc::kill(nix::libc::getpid(), nix::libc::SIGKILL);
+            }
         }
     }
+    let _ = name;
 }

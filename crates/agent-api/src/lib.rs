@@ -8,7 +8,6 @@
 //! It is synchronous and knows neither pods' settings nor rules: it must stay small, since the plugin links it.
 
 mod client;
-#[cfg(feature = "fault-injection")]
 pub mod fault;
 pub mod frame;
 mod message;
@@ -20,11 +19,4 @@ pub use message::{
     Answer, DECISIVE_ANNOTATIONS, DecodeError, ENVIRONMENT, Notice, NoticeKind, Operation, Outcome, PROTOCOL,
     PassReason, Request, Sandbox, Versions,
 };
-
-/// A point where the fault tests may kill this process; nothing at all without the feature `fault-injection`.
-#[cfg(not(feature = "fault-injection"))]
-#[inline]
-pub fn fault_point(_name: &'static str) {}
-
-#[cfg(feature = "fault-injection")]
 pub use fault::point as fault_point;
