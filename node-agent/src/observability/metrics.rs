@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The counters of the agent, and their text for Prometheus.
+//!
+//! Every label value comes from a closed set: what a peer sends never becomes one.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Upper bounds in seconds: a warm ADD takes a fraction of a millisecond, one that waits for its pod two seconds.
+const LATENCY: [f64; 14] =
+    [0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    result: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NoticeLabels {
+    kind: &'static str,
+    reason: &'static str,
+}
+
+/// All metrics.
+pub(crate) struct Metrics {
+    registry: Registry,
+    adds: Family<RequestLabels, Counter>,
+    checks: Family<RequestLabels, Counter>,
+    add_seconds: Histogram,
+    refused: Family<ReasonLabel, Counter>,
+    notices: Family<NoticeLabels, Counter>,
+    /// Connections to the request socket that are open now.
+    pub(crate) connections: Gauge,
+    /// Jobs that wait for a thread of the pool.
+    pub(crate) queue: Gauge,
+    /// 1 while this agent holds the socket.
+    pub(crate) role: Gauge,
+    /// Manifest files that cannot be used.
+    pub(crate) bad_manifests: Gauge,
+}
+
+impl Metrics {
+    /// All at zero.
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("waylay");
+        let adds = Family::<RequestLabels, Counter>::default();
+        let checks = Family::<RequestLabels, Counter>::default();
+        let add_seconds = Histogram::new(LATENCY);
+        let refused = Family::<ReasonLabel, Counter>::default();
+        let notices = Family::<NoticeLabels, Counter>::default();
+        let [connections, queue, role, bad_manifests] = std::array::from_fn(|_| Gauge::default());
+        registry.register("adds", "ADDs answered by the agent", adds.clone());
+        registry.register("checks", "CHECKs answered by the agent", checks.clone());
+        registry.register(
+            "add_duration_seconds",
+            "Time from accepting a connection to sending the answer to its ADD",
+            add_seconds.clone(),
+        );
+        registry.register("refused_peers", "Connections and messages refused", refused.clone());
+        registry.register("notices", "What the plugin did without the agent", notices.clone());
+        registry.register("open_connections", "Open connections of plugins", connections.clone());
+        registry.register("queue_depth", "Jobs that wait for a thread", queue.clone());
+        registry.register("socket_holder", "1 while this agent holds the plugin socket", role.clone());
+        registry.register("bad_manifests", "Pod manifest files that cannot be used", bad_manifests.clone());
+        Self {
+            registry,
+            adds,
+            checks,
+            add_seconds,
+            refused,
+            notices,
+            connections,
+            queue,
+            role,
+            bad_manifests,
+        }
+    }
+
+    /// An ADD was answered after `elapsed`.
+    pub(crate) fn add(&self, result: &'static str, reason: &'static str, elapsed: Duration) {
+        self.adds.get_or_create(&RequestLabels { result, reason }).inc();
+        self.add_seconds.observe(elapsed.as_secs_f64());
+    }
+
+    /// A CHECK was answered.
+    pub(crate) fn check(&self, result: &'static str, reason: &'static str) {
+        self.checks.get_or_create(&RequestLabels { result, reason }).inc();
+    }
+
+    /// A peer or its message was refused.
+    pub(crate) fn refuse(&self, reason: &'static str) {
+        self.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A notice came.
+    pub(crate) fn notice(&self, kind: &'static str, reason: &'static str) {
+        self.notices.get_or_create(&NoticeLabels { kind, reason }).inc();
+    }
+
+    /// The text of `/metrics` (OpenMetrics).
+    pub(crate) fn render(&self) -> String {
+        let mut out = String::new();
+        text::encode(&mut out, &self.registry).expect("writing to a String does not fail");
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_scrape_has_exactly_these_names() {
+        let metrics = Metrics::new();
+        metrics.add("done", "programmed", Duration::from_micros(300));
+        metrics.check("fail", "rules_differ");
+        metrics.refuse("peer_uid");
+        metrics.notice("pass", "no_sidecar");
+        let text = metrics.render();
+        let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        assert_eq!(
+            names,
+            [
+                "waylay_adds counter",
+                "waylay_checks counter",
+                "waylay_add_duration_seconds histogram",
+                "waylay_refused_peers counter",
+                "waylay_notices counter",
+                "waylay_open_connections gauge",
+                "waylay_queue_depth gauge",
+                "waylay_socket_holder gauge",
+                "waylay_bad_manifests gauge",
+            ]
+        );
+        for line in [
+            "waylay_adds_total{result=\"done\",reason=\"programmed\"} 1",
+            "waylay_checks_total{result=\"fail\",reason=\"rules_differ\"} 1",
+            "waylay_add_duration_seconds_bucket{le=\"0.0005\"} 1",
+            "waylay_refused_peers_total{reason=\"peer_uid\"} 1",
+            "waylay_notices_total{kind=\"pass\",reason=\"no_sidecar\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What people and Prometheus see of the agent. Must never decide anything.
+
+pub(crate) mod admin;
+pub(crate) mod logs;
+pub(crate) mod metrics;

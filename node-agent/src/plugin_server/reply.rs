@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The one answer to one request, with its log line and its counters.
+//!
+//! Whoever holds a [`Reply`] owes the plugin an answer; dropping it, also by a panic, answers "defect".
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use agent_api::frame::{self, FrameError};
+use agent_api::{Answer, Operation, Outcome, Sandbox, Versions, fault_point};
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::failure::{Failure, op};
+use crate::observability::metrics::Metrics;
+
+/// The open connection of a plugin, counted.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    socket: OwnedFd,
+    /// When it was accepted.
+    pub(crate) since: Instant,
+    open: Gauge,
+}
+
+/// An answer that is owed.
+pub(crate) struct Reply {
+    owed: Option<Connection>,
+    versions: Versions,
+    metrics: Arc<Metrics>,
+    operation: Operation,
+    sandbox: Sandbox,
+    /// Inode of the pod's netns, 0 while unknown.
+    pub(crate) inode: u64,
+}
+
+impl Connection {
+    /// Count `socket` as open.
+    pub(crate) fn new(socket: OwnedFd, open: Gauge) -> Self {
+        open.inc();
+        Self { socket, since: Instant::now(), open }
+    }
+
+    /// The socket, non-blocking.
+    pub(crate) fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
+
+impl Reply {
+    /// Owe an answer on `connection` to a request for `operation`.
+    pub(crate) fn new(
+        connection: Connection,
+        versions: Versions,
+        metrics: Arc<Metrics>,
+        operation: Operation,
+        sandbox: Sandbox,
+    ) -> Self {
+        Self { owed: Some(connection), versions, metrics, operation, sandbox, inode: 0 }
+    }
+
+    /// Answer, then log and count.
+    pub(crate) fn send(mut self, result: Result<&'static str, Failure>) {
+        self.answer(&result);
+    }
+
+    fn answer(&mut self, result: &Result<&'static str, Failure>) {
+        let Some(connection) = self.owed.take() else { return };
+        let (outcome, reason, message) = match result {
+            Ok(reason) => (Outcome::Done, *reason, String::new()),
+            Err(failure) => (failure.outcome(), failure.reason(), failure.to_string()),
+        };
+        let answer = Answer { protocol: self.versions, outcome, reason: reason.to_owned(), message };
+        if self.operation == Operation::Ping {
+            // Asked four times a second by the agent that stands by.
+            let _ = frame::send(connection.socket(), &answer.encode(), &[]);
+            return;
+        }
+        fault_point("agent:answer:send:before");
+        let sent = frame::send(connection.socket(), &answer.encode(), &[]);
+        fault_point("agent:answer:send:after");
+        let elapsed = connection.since.elapsed();
+        // The plugin waits for the answer, not for the log.
+        drop(connection);
+        self.count(&answer, reason, elapsed, result.as_ref().is_err_and(Failure::is_refusal));
+        self.log(&answer, elapsed, sent.err().as_ref());
+    }
+
+    fn count(&self, answer: &Answer, reason: &'static str, elapsed: Duration, refused: bool) {
+        let result = result(answer.outcome);
+        match self.operation {
+            Operation::Add => self.metrics.add(result, reason, elapsed),
+            Operation::Check => self.metrics.check(result, reason),
+            Operation::Ping | Operation::Unknown => {}
+        }
+        if refused {
+            self.metrics.refuse(reason);
+        }
+    }
+
+    fn log(&self, answer: &Answer, elapsed: Duration, unsent: Option<&FrameError>) {
+        macro_rules! line {
+            ($level:ident, $text:literal $(, $field:tt)*) => {
+                tracing::$level!(
+                    op = op(self.operation),
+                    result = result(answer.outcome),
+                    reason = answer.reason,
+                    pod.namespace = self.sandbox.namespace,
+                    pod.name = self.sandbox.name,
+                    pod.uid = self.sandbox.uid.as_deref().unwrap_or_default(),
+                    container_id = self.sandbox.container_id,
+                    netns.inode = self.inode,
+                    elapsed_ms = elapsed.as_micros() as f64 / 1000.0,
+                    $($field,)*
+                    $text
+                )
+            };
+        }
+        let error = answer.message.as_str();
+        match (unsent.map(ToString::to_string), answer.outcome) {
+            (Some(unsent), _) => line!(warn, "answered, but the plugin is gone", unsent),
+            (None, Outcome::Done) if self.operation == Operation::Check => line!(debug, "checked"),
+            (None, Outcome::Done) => line!(info, "answered"),
+            (None, _) => line!(warn, "failed", error),
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        self.answer(&Err(Failure::Internal));
+    }
+}
+
+fn result(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Done => "done",
+        Outcome::Retry => "retry",
+        Outcome::Fail(_) => "fail",
+    }
+}

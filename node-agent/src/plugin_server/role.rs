@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Who serves the public names: one agent at a time, the newest that works.
+//!
+//! An agent takes the names once it could answer an ADD. An agent that finds them taken stands by: it goes on with what
+//! it has accepted, asks the other one four times a second whether it is alive, and takes them back at the first
+//! question without an answer. Both then serve whoever connected to them, so that being wrong about it costs nothing.
+//!
+//! [`Role`] decides, without I/O; [`run`] is the thread that looks, asks and renames. It is a thread so that it goes on
+//! whatever the event loop does.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use agent_api::{Operation, Request, Sandbox, Versions, exchange};
+use prometheus_client::metrics::gauge::Gauge;
+
+use super::socket::{Holder, Names};
+
+/// Pause between two looks.
+const PERIOD: Duration = Duration::from_millis(250);
+/// How long the other agent may take to answer. With [`PERIOD`] before it, an agent that dies or hangs is replaced
+/// after 550 ms, and one that dies just after it took the names after 800 ms.
+const PROBE_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// What this agent is at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It has never held the names.
+    Newcomer,
+    /// It holds them.
+    Holder,
+    /// It holds the requests, and another agent has taken the notices only.
+    Torn,
+    /// Another agent holds them.
+    Standby,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Look again later.
+    Wait,
+    /// Ask the holder whether it is alive.
+    Probe,
+    /// Take the names.
+    Take,
+}
+
+impl Role {
+    /// What to do after a look at the names.
+    pub(crate) fn see(&mut self, holder: Holder) -> Action {
+        let (next, action) = match (*self, holder) {
+            (Self::Newcomer, _) | (_, Holder::Nobody) => (*self, Action::Take),
+            (_, Holder::Us) => (Self::Holder, Action::Wait),
+            // One look apart: the other agent died between its renames.
+            (Self::Torn, Holder::Torn) => (Self::Torn, Action::Take),
+            (_, Holder::Torn) => (Self::Torn, Action::Wait),
+            (_, Holder::Other) => (Self::Standby, Action::Probe),
+        };
+        *self = next;
+        action
+    }
+
+    /// What to do after a question.
+    pub(crate) fn probed(alive: bool) -> Action {
+        if alive { Action::Wait } else { Action::Take }
+    }
+
+    /// The names were taken.
+    pub(crate) fn took(&mut self) {
+        *self = Self::Holder;
+    }
+}
+
+/// Hold the names or stand by until `ending`. `taken` is called when they were taken for the first time.
+pub(crate) fn run(
+    names: &Names,
+    versions: Versions,
+    ending: &AtomicBool,
+    held: &Gauge,
+    taken: impl FnOnce(),
+) {
+    let mut role = Role::Newcomer;
+    let mut taken = Some(taken);
+    while !ending.load(Ordering::Acquire) {
+        let before = role;
+        let mut action = role.see(names.holder());
+        if action == Action::Probe {
+            action = Role::probed(alive(names.public(), versions));
+        }
+        if action == Action::Take && !ending.load(Ordering::Acquire) {
+            take(names, &mut role);
+        }
+        if role == Role::Holder
+            && let Some(taken) = taken.take()
+        {
+            taken();
+        }
+        held.set(i64::from(matches!(role, Role::Holder | Role::Torn)));
+        if role == Role::Standby && before != Role::Standby {
+            tracing::info!(socket = %names.public().display(), "another agent took the socket; standing by");
+        }
+        thread::sleep(PERIOD);
+    }
+}
+
+fn take(names: &Names, role: &mut Role) {
+    match names.take() {
+        Ok(()) => {
+            tracing::info!(socket = %names.public().display(), before = ?role, "took the socket");
+            role.took();
+        }
+        Err(error) => tracing::error!(socket = %names.public().display(), %error, "take the socket"),
+    }
+}
+
+/// Whether the holder answers; what it answers does not matter.
+fn alive(public: &Path, versions: Versions) -> bool {
+    let request = Request {
+        protocol: versions,
+        operation: Operation::Ping,
+        sandbox: Sandbox::default(),
+        annotations: None,
+        environment: Default::default(),
+        wait_ms: PROBE_TIMEOUT.as_millis() as u64,
+    };
+    match exchange(public, &request, &[], Instant::now() + PROBE_TIMEOUT) {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!(%error, "the agent that holds the socket does not answer");
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_newcomer_takes_the_names_whoever_has_them() {
+        for holder in [Holder::Nobody, Holder::Other, Holder::Torn] {
+            assert_eq!(Role::Newcomer.see(holder), Action::Take);
+        }
+    }
+
+    #[test]
+    fn a_failed_attempt_to_take_them_is_repeated() {
+        let mut role = Role::Newcomer;
+        assert_eq!((role.see(Holder::Other), role), (Action::Take, Role::Newcomer));
+        assert_eq!(role.see(Holder::Other), Action::Take);
+    }
+
+    #[test]
+    fn a_holder_that_lost_them_stands_by_and_asks_at_every_look() {
+        let mut role = Role::Holder;
+        assert_eq!(role.see(Holder::Us), Action::Wait);
+        for _ in 0..2 {
+            assert_eq!((role.see(Holder::Other), role), (Action::Probe, Role::Standby));
+        }
+        assert_eq!(Role::probed(true), Action::Wait);
+    }
+
+    #[test]
+    fn a_standby_takes_them_back_from_a_silent_holder_or_from_nobody() {
+        let mut role = Role::Standby;
+        assert_eq!(Role::probed(false), Action::Take);
+        assert_eq!(role.see(Holder::Nobody), Action::Take);
+        role.took();
+        assert_eq!((role.see(Holder::Us), role), (Action::Wait, Role::Holder));
+    }
+
+    #[test]
+    fn names_torn_apart_are_taken_back_at_the_second_look() {
+        let mut role = Role::Holder;
+        assert_eq!(role.see(Holder::Torn), Action::Wait);
+        assert_eq!(role.see(Holder::Torn), Action::Take);
+        let mut role = Role::Holder;
+        assert_eq!(role.see(Holder::Torn), Action::Wait);
+        assert_eq!((role.see(Holder::Other), role), (Action::Probe, Role::Standby));
+    }
+}
