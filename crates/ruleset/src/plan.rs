@@ -85,8 +85,8 @@ impl Fingerprint {
     /// # Errors
     /// [`FingerprintError`] when there is none or the content is another.
     pub fn verify(table: &Table) -> Result<Self, FingerprintError> {
-        let comment =
-            table.set(Self::SET).and_then(|set| set.comment.as_deref()).ok_or(FingerprintError::Missing)?;
+        let set = table.set(Self::SET).ok_or(FingerprintError::Missing)?;
+        let comment = set.comment.as_deref().ok_or(FingerprintError::Missing)?;
         let (form, hash) =
             comment.strip_prefix("form ").and_then(|c| c.split_once(' ')).ok_or(FingerprintError::Missing)?;
         let form: u32 = form.parse().map_err(|_| FingerprintError::Missing)?;
@@ -94,12 +94,64 @@ impl Fingerprint {
             return Err(FingerprintError::OtherForm);
         }
         let written = u64::from_str_radix(hash, 16).map_err(|_| FingerprintError::Missing)?;
-        if Self::of(table) == Self(written) { Ok(Self(written)) } else { Err(FingerprintError::Differs) }
+        // The set itself is not covered by the hash; it never has elements.
+        let same = Self::of(table) == Self(written) && set.elements == Elements::Mark(Vec::new());
+        if same { Ok(Self(written)) } else { Err(FingerprintError::Differs) }
     }
 }
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "form {} {:016x}", Self::FORM, self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Chain, Family, Rule, Statement};
+
+    fn sealed() -> Table {
+        let rule = Rule { matches: vec![], statements: vec![Statement::Accept], reason: "r".to_owned() };
+        let chain = Chain { name: "c".to_owned(), base: None, rules: vec![rule] };
+        Fingerprint::seal(Table {
+            family: Family::Inet,
+            name: "t".to_owned(),
+            sets: vec![],
+            chains: vec![chain],
+        })
+    }
+
+    #[test]
+    fn a_sealed_table_is_as_it_was_written() {
+        let table = sealed();
+        assert_eq!(Fingerprint::verify(&table), Ok(Fingerprint::of(&table)));
+        assert_eq!(Fingerprint::seal(table.clone()), table, "sealing twice changes nothing");
+    }
+
+    #[test]
+    fn any_change_shows() {
+        let mut less = sealed();
+        less.chains[0].rules.clear();
+        let mut other = sealed();
+        other.chains[0].rules[0].statements = vec![Statement::Drop];
+        let mut more = sealed();
+        more.sets[0].elements = Elements::Mark(vec![1]);
+        for table in [less, other, more] {
+            assert_eq!(Fingerprint::verify(&table), Err(FingerprintError::Differs), "{}", render(&table));
+        }
+    }
+
+    #[test]
+    fn a_missing_or_unreadable_fingerprint_is_told_from_that_of_another_release() {
+        let with = |comment: Option<&str>| {
+            let mut table = sealed();
+            table.sets[0].comment = comment.map(ToOwned::to_owned);
+            Fingerprint::verify(&table)
+        };
+        for comment in [None, Some(""), Some("form 1"), Some("form x 00"), Some("form 1 zz"), Some("hello")] {
+            assert_eq!(with(comment), Err(FingerprintError::Missing), "{comment:?}");
+        }
+        assert_eq!(with(Some("form 2 whatever it says")), Err(FingerprintError::OtherForm));
     }
 }

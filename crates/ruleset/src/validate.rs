@@ -173,3 +173,96 @@ fn set_fits(field: Field, set: &Set) -> bool {
         Elements::Ipv6(_) => matches!(field, Field::Ip6Src | Field::Ip6Dst),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{BaseChain, Chain, L4, Op};
+
+    /// A legal table with one of everything that the cases below break.
+    fn table() -> Table {
+        let tcp = Match { field: Field::L4Proto, op: Op::Eq, operand: Operand::Protocol(L4::Tcp) };
+        let port = Match { field: Field::DstPort, op: Op::Eq, operand: Operand::Set("ports".to_owned()) };
+        let rule = Rule {
+            matches: vec![tcp, port],
+            statements: vec![Statement::Redirect(1)],
+            reason: "r".to_owned(),
+        };
+        let base = BaseChain { kind: ChainType::Nat, hook: Hook::Output, priority: -100 };
+        let jump = Rule {
+            matches: vec![],
+            statements: vec![Statement::Jump("other".to_owned())],
+            reason: "j".to_owned(),
+        };
+        Table {
+            family: Family::Inet,
+            name: "t".to_owned(),
+            sets: vec![Set { name: "ports".to_owned(), elements: Elements::Port(vec![1, 2]), comment: None }],
+            chains: vec![
+                Chain { name: "output".to_owned(), base: Some(base), rules: vec![rule, jump] },
+                Chain { name: "other".to_owned(), base: None, rules: vec![] },
+            ],
+        }
+    }
+
+    fn broken(change: impl FnOnce(&mut Table)) -> Result<(), ValidateError> {
+        let mut table = table();
+        change(&mut table);
+        validate(&table)
+    }
+
+    fn broken_rule(change: impl FnOnce(&mut Table)) -> RuleError {
+        match broken(change) {
+            Err(ValidateError::Rule { what, .. }) => what,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_table_that_the_cases_break_is_legal() {
+        assert_eq!(broken(|_| ()), Ok(()));
+    }
+
+    #[test]
+    fn each_illegal_rule_is_told_what_is_wrong_with_it() {
+        let first = |t: &mut Table, change: fn(&mut Rule)| change(&mut t.chains[0].rules[0]);
+        type Change = fn(&mut Rule);
+        let cases: [(RuleError, Change); 10] = [
+            (RuleError::Operand, |r| r.matches[1].operand = Operand::Number(1)),
+            (RuleError::Operand, |r| r.matches[1].operand = Operand::Set("missing".to_owned())),
+            (RuleError::Operand, |r| r.matches[1].field = Field::SkUid),
+            (RuleError::Transport, |r| drop(r.matches.remove(0))),
+            (RuleError::VerdictNotLast, |r| r.statements.push(Statement::Accept)),
+            (RuleError::Statement, |r| r.statements = vec![Statement::Tproxy(1)]),
+            (RuleError::Chain, |r| r.statements = vec![Statement::Goto("output".to_owned())]),
+            (RuleError::Reason, |r| r.reason = "a \"quoted\" word".to_owned()),
+            (RuleError::Reason, |r| r.reason = "x".repeat(128)),
+            (RuleError::Reason, |r| r.reason.clear()),
+        ];
+        for (error, change) in cases {
+            assert_eq!(broken_rule(|t| first(t, change)), error);
+        }
+    }
+
+    #[test]
+    fn a_table_of_one_family_takes_no_address_of_the_other() {
+        let error = broken_rule(|t| {
+            t.family = Family::Ip;
+            t.chains[0].rules[0].matches[1] =
+                Match { field: Field::Ip6Dst, op: Op::Eq, operand: Operand::Ipv6(crate::Prefix::host(1)) };
+        });
+        assert_eq!(error, RuleError::Family);
+    }
+
+    #[test]
+    fn names_hooks_and_comments_are_checked() {
+        for name in ["", "1a", "a-b", "ports", &"x".repeat(32)] {
+            let error = broken(|t| t.chains[1].name = name.to_owned());
+            assert_eq!(error, Err(ValidateError::Name(name.to_owned())), "{name:?}");
+        }
+        let base = BaseChain { kind: ChainType::Route, hook: Hook::Prerouting, priority: 0 };
+        assert_eq!(broken(|t| t.chains[0].base = Some(base)), Err(ValidateError::Hook("output".to_owned())));
+        let comment = broken(|t| t.sets[0].comment = Some("line\nbreak".to_owned()));
+        assert_eq!(comment, Err(ValidateError::Comment("ports".to_owned())));
+    }
+}
