@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Addresses, policy rules and routes (rtnetlink(7)).
+//!
+//! Owns what a pod's netns needs beside its tables; must never remove or change what it finds.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, Parseable,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
+use ruleset::PolicyRoute;
+
+use crate::error::Error;
+use crate::fault;
+use crate::socket::{Operation, Refusal, Socket};
+
+/// Priority of our rules: a fixed one, so that adding a rule twice is refused as existing instead of doubling it; and
+/// before `main` (32766), whose default route would win. The number is Istio's for all that is its own.
+pub const RULE_PRIORITY: u32 = 1337;
+/// `::6`, which the proxy binds for connections that must not be captured again.
+pub const PASSTHROUGH: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
+/// Index of `lo` in every netns (`LOOPBACK_IFINDEX`).
+pub const LOOPBACK_IFINDEX: u32 = 1;
+
+const DUMP: Operation = Operation { what: "read addresses", points: &fault::ROUTE_DUMP };
+const ADD: Operation = Operation { what: "add an address, rule or route", points: &fault::ROUTE_REQUEST };
+
+/// One address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// The address.
+    pub addr: IpAddr,
+    /// Index of the interface.
+    pub interface: u32,
+    /// Whether it is for use on this host only: all of `lo`'s are (`RT_SCOPE_HOST`).
+    pub host_scope: bool,
+    /// Whether it is for use on this link only (`RT_SCOPE_LINK`), as fe80::/10 is.
+    pub link_scope: bool,
+    /// Whether duplicate address detection has not finished or has failed (`IFA_F_TENTATIVE`, `IFA_F_DADFAILED`).
+    pub unusable: bool,
+}
+
+/// Routing of the netns that a NETLINK_ROUTE socket was opened in.
+pub struct Route {
+    socket: Socket,
+}
+
+impl Route {
+    /// Take over `socket`: an `AF_NETLINK` socket of protocol `NETLINK_ROUTE`.
+    ///
+    /// # Errors
+    /// [`Error::Setup`] when it is no netlink socket.
+    pub fn new(socket: OwnedFd) -> Result<Self, Error> {
+        Socket::new(socket).map(|socket| Self { socket })
+    }
+
+    /// The addresses of all interfaces as `ip address` lists them: by interface within a family, IPv4 first.
+    ///
+    /// # Errors
+    /// [`Error`] when they could not be read.
+    pub fn addresses(&mut self) -> Result<Vec<Address>, Error> {
+        let build = |seq| {
+            let message = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+            serialize(message, NLM_F_REQUEST | NLM_F_DUMP, seq)
+        };
+        let found = self.socket.exchange(&DUMP, build, |m| decode_address(m.payload))?;
+        let found = found.map_err(|r| refused(String::from(DUMP.what), r))?;
+        found.into_iter().collect()
+    }
+
+    /// `ip address add ::6/128 dev lo`; an address that exists is fine.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], with EACCES or EPERM when IPv6 is disabled on `lo`.
+    pub fn add_passthrough(&mut self) -> Result<(), Error> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet6;
+        message.header.prefix_len = 128;
+        message.header.index = LOOPBACK_IFINDEX;
+        message.attributes.push(AddressAttribute::Local(IpAddr::V6(PASSTHROUGH)));
+        message.attributes.push(AddressAttribute::Address(IpAddr::V6(PASSTHROUGH)));
+        // Nobody else can have it: without this it is tentative, and cannot be bound, until `lo` is up.
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+        self.add(RouteNetlinkMessage::NewAddress(message), || format!("add address {PASSTHROUGH}/128 dev lo"))
+    }
+
+    /// `ip rule add fwmark MARK lookup TABLE priority 1337` and `ip route add local default dev lo table TABLE`, for
+    /// IPv4 and, if wanted, IPv6; what exists is fine.
+    ///
+    /// # Errors
+    /// [`Error::Refused`].
+    pub fn add_policy_route(&mut self, wanted: &PolicyRoute) -> Result<(), Error> {
+        let families: &[AddressFamily] =
+            if wanted.ipv6 { &[AddressFamily::Inet, AddressFamily::Inet6] } else { &[AddressFamily::Inet] };
+        for family in families {
+            let flag = if *family == AddressFamily::Inet { "-4" } else { "-6" };
+            // The route first: a rule without it sends marked packets to the next table.
+            let PolicyRoute { mark, table, .. } = *wanted;
+            self.add(RouteNetlinkMessage::NewRoute(local_default(*family, table)), || {
+                format!("add route {flag} local default dev lo table {table}")
+            })?;
+            self.add(RouteNetlinkMessage::NewRule(mark_rule(*family, mark, table)), || {
+                format!("add rule {flag} fwmark {mark} lookup {table} priority {RULE_PRIORITY}")
+            })?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, message: RouteNetlinkMessage, what: impl FnOnce() -> String) -> Result<(), Error> {
+        let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        let build = |seq| serialize(message.clone(), flags, seq);
+        match self.socket.exchange(&ADD, build, |_| ())? {
+            Ok(_) | Err(Refusal { errno: Errno::EEXIST, .. }) => Ok(()),
+            Err(refusal) => Err(refused(what(), refusal)),
+        }
+    }
+}
+
+fn local_default(family: AddressFamily, table: u32) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = family;
+    route.header.protocol = RouteProtocol::Boot;
+    route.header.scope = RouteScope::Host;
+    route.header.kind = RouteType::Local;
+    // The header has room for 8 bits; the attribute decides.
+    route.attributes.push(RouteAttribute::Table(table));
+    route.attributes.push(RouteAttribute::Oif(LOOPBACK_IFINDEX));
+    route
+}
+
+fn mark_rule(family: AddressFamily, mark: u32, table: u32) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = family;
+    rule.header.action = RuleAction::ToTable;
+    rule.attributes.push(RuleAttribute::Priority(RULE_PRIORITY));
+    rule.attributes.push(RuleAttribute::FwMark(mark));
+    rule.attributes.push(RuleAttribute::FwMask(u32::MAX));
+    rule.attributes.push(RuleAttribute::Table(table));
+    rule
+}
+
+fn serialize(message: RouteNetlinkMessage, flags: u16, seq: u32) -> Vec<u8> {
+    let mut header = NetlinkHeader::default();
+    header.flags = flags;
+    header.sequence_number = seq;
+    let mut message = NetlinkMessage::new(header, message.into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+/// `struct ifaddrmsg` and attributes; IFA_LOCAL is the address itself where both are given, as on a link to one peer.
+fn decode_address(payload: &[u8]) -> Result<Address, Error> {
+    let decode = |reason| Error::Decode { object: String::from("an address"), reason };
+    let message = AddressMessage::parse(payload).map_err(|_| decode("malformed message"))?;
+    let (mut local, mut address, mut flags) = (None, None, AddressFlags::empty());
+    for attribute in message.attributes {
+        match attribute {
+            AddressAttribute::Local(a) => local = Some(a),
+            AddressAttribute::Address(a) => address = Some(a),
+            AddressAttribute::Flags(f) => flags = f,
+            _ => {}
+        }
+    }
+    Ok(Address {
+        addr: local.or(address).ok_or(decode("no address in it"))?,
+        interface: message.header.index,
+        host_scope: message.header.scope == AddressScope::Host,
+        link_scope: message.header.scope == AddressScope::Link,
+        unusable: flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed),
+    })
+}
+
+fn refused(what: String, Refusal { errno, extack, .. }: Refusal) -> Error {
+    Error::Refused { what, errno, extack }
+}
+
+/// For the fuzzer: the payload of one answer about addresses.
+#[doc(hidden)]
+pub fn decode_address_payload(bytes: &[u8]) {
+    let _ = decode_address(bytes);
+}
