@@ -10,7 +10,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::tables::everything;
-use common::{in_netns, netfilter_socket, nft, nftables, text};
+use common::{in_netns, netfilter_socket, nft, nftables};
 use kernel::{Backend as _, Nftables};
 use ruleset::{Family, Table};
 
@@ -25,7 +25,7 @@ fn main() {
         None => vec![everything(Family::Inet)],
     };
     let rounds: usize = arguments.next().map_or(51, |n| n.parse().expect("a number of rounds"));
-    let text: String = tables.iter().map(text).collect();
+    let text: String = tables.iter().map(ruleset::render).collect();
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
         ours.push(in_netns(|| over_netlink(&tables)));

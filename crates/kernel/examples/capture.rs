@@ -7,14 +7,14 @@ mod common;
 use std::path::Path;
 
 use common::tables::everything;
-use common::{in_netns, run, text};
+use common::{in_netns, run};
 use ruleset::Family;
 
 fn main() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/captures");
     let version = run("nft", &["--version"], "");
     for family in [Family::Inet, Family::Ip, Family::Ip6] {
-        let input = text(&everything(family));
+        let input = ruleset::render(&everything(family));
         std::fs::write(folder.join(format!("{family}.nft")), &input).expect("write the table");
         let log = std::env::temp_dir().join(format!("capture-{}", std::process::id()));
         let log_path = log.to_str().expect("the temporary folder is text");

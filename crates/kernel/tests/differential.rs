@@ -6,15 +6,15 @@
 mod common;
 
 use common::tables::{any_table, everything};
-use common::{in_netns, listing, nft, nftables, text};
+use common::{in_netns, listing, nft, nftables};
 use kernel::{Applied, Backend as _, NftJson};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
-use ruleset::{Family, Field, Match, Table};
+use ruleset::{Family, Field, Match, Table, render};
 
 fn by_nft(table: &Table) -> Vec<serde_json::Value> {
     in_netns(|| {
-        nft(&text(table));
+        nft(&render(table));
         listing()
     })
 }

@@ -11,8 +11,8 @@
 mod common;
 
 use common::tables::everything;
-use common::text;
-use ruleset::Family;
+
+use ruleset::{Family, render};
 
 /// Type and content (all after `struct nlmsghdr`) of each message.
 fn messages(mut bytes: &[u8]) -> Vec<(u16, Vec<u8>)> {
@@ -32,7 +32,7 @@ fn capture(text: &str) -> Vec<u8> {
 
 fn compare(family: Family, input: &str, captured: &str) {
     let table = everything(family);
-    assert_eq!(text(&table), input, "the captured table is another: make the captures anew");
+    assert_eq!(render(&table), input, "the captured table is another: make the captures anew");
     let ours = messages(&kernel::encode_batch(&[table]).unwrap());
     let theirs = messages(&capture(captured));
     assert!(theirs.len() > 100, "{}", theirs.len());

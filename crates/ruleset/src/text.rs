@@ -150,8 +150,11 @@ impl Display for Rule {
 impl Display for Match {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         write!(f, "{} ", self.field)?;
-        if self.op == Op::Ne {
-            f.write_str("!= ")?;
+        match (self.op, self.field) {
+            (Op::Eq, _) => {}
+            // `!=` with two states would compare with both at once and always hold; `!` means none of them.
+            (Op::Ne, Field::CtState) => f.write_str("! ")?,
+            (Op::Ne, _) => f.write_str("!= ")?,
         }
         write!(f, "{}", self.operand)
     }

@@ -17,7 +17,6 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
-use ruleset::{Table, render};
 use serde_json::Value;
 
 /// Run `f` in a fresh netns, on a thread that ends with it: no other test ever sees the namespace.
@@ -64,12 +63,6 @@ pub(crate) fn run(program: &str, arguments: &[&str], input: &str) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {arguments:?}: {errors}\n{input}");
     String::from_utf8(output.stdout).unwrap()
-}
-
-/// `table` as text for nft(8).
-pub(crate) fn text(table: &Table) -> String {
-    // To nft `ct state != a,b` compares with both bits at once, which is always true; `!` means none of them.
-    render(table).replace("ct state != ", "ct state ! ")
 }
 
 /// `nft -f`.
