@@ -15,8 +15,8 @@ pub mod netns;
 pub mod path;
 
 pub use client::{ExchangeError, exchange};
+pub use fault::point as fault_point;
 pub use message::{
     Answer, DECISIVE_ANNOTATIONS, DecodeError, ENVIRONMENT, Notice, NoticeKind, Operation, Outcome, PROTOCOL,
     PassReason, Request, Sandbox, Versions,
 };
-pub use fault::point as fault_point;

@@ -56,12 +56,15 @@ struct Compiler<'a> {
 }
 
 impl Compiler<'_> {
-    /// A base chain, or nothing when there are no rules for it. Where IPv6 is left alone, that is its first rule. What
-    /// falls off its end is accepted, so that it never ends in a rule that does no more than that.
+    /// A base chain, or nothing when there are no rules for it. Where IPv6 is left alone, that is its first rule, unless
+    /// all others are about IPv4 addresses. What falls off its end is accepted, so that it never ends in a rule that does
+    /// no more than that.
     fn chain(&self, name: &str, base: BaseChain, mut rules: Vec<Rule>) -> Option<Chain> {
         let needed = rules.iter().rposition(|rule| rule.statements != [Statement::Accept])?;
         rules.truncate(needed + 1);
-        if !self.config.ipv6 {
+        let ipv4_only =
+            |rule: &Rule| rule.matches.iter().any(|m| matches!(m.field, Field::Ip4Src | Field::Ip4Dst));
+        if !self.config.ipv6 && !rules.iter().all(ipv4_only) {
             rules.insert(0, accept("ipv6_left_alone", vec![family(IpFamily::V6)]));
         }
         Some(Chain { name: name.to_owned(), base: Some(base), rules })

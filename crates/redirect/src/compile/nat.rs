@@ -7,7 +7,9 @@ use ruleset::{BaseChain, Chain, ChainType, Field, Hook, IpFamily, Match, Operand
 
 use super::sets::{from_passthrough, union};
 use super::{Compiler, accept, is, is_not, out_lo, redirect, tcp, udp};
-use crate::config::{Config, Dns, InboundPorts, Mode, OutboundCidrs, OwnerGroups, Prefixes, ports};
+use crate::config::{
+    Config, Dns, InboundPorts, Mode, OutboundCidrs, OwnerGroups, Prefixes, TPROXY_MARK, ports,
+};
 
 /// `NF_IP_PRI_NAT_DST`; on the output hook, too: upstream's chains sit there.
 const PRIORITY: i32 = -100;
@@ -61,7 +63,11 @@ impl Compiler<'_> {
             if includes_loopback {
                 self.self_calls(&gid, rules);
             }
-            rules.push(accept("proxy_traffic", vec![gid]));
+            // The owner filter, next, takes care of groups that are not listed.
+            let listed = |groups: &BTreeSet<u32>| !groups.is_disjoint(&self.config.proxy.gids);
+            if !matches!(&self.config.owner_groups, OwnerGroups::Only(groups) if !listed(groups)) {
+                rules.push(accept("proxy_traffic", vec![gid]));
+            }
         }
     }
 
@@ -151,7 +157,7 @@ impl Compiler<'_> {
         if let Some(names) = self.interfaces("reroute_interfaces", &self.config.reroute_interfaces) {
             let arrived = is(Field::IifName, names);
             self.reroute(&arrived, &mut rules);
-            if inbound.is_some() {
+            if inbound.is_some() && self.config.outbound != OutboundCidrs::All {
                 rules.push(accept("rerouted_interface", vec![arrived]));
             }
         }
@@ -167,14 +173,17 @@ impl Compiler<'_> {
 
     /// P1: outbound exclusions are not consulted, as with upstream.
     fn reroute(&mut self, arrived: &Match, rules: &mut Vec<Rule>) {
+        let mut matches = vec![arrived.clone(), tcp()];
+        if self.config.mode == Mode::Tproxy {
+            // What went to the transparent listener keeps its destination: it is the only record of it.
+            matches.push(is_not(Field::Mark, Operand::Number(TPROXY_MARK)));
+        }
         match &self.config.outbound {
-            OutboundCidrs::All => {
-                rules.push(redirect("rerouted_interface", vec![arrived.clone(), tcp()], ports::OUTBOUND));
-            }
+            OutboundCidrs::All => rules.push(redirect("rerouted_interface", matches, ports::OUTBOUND)),
             OutboundCidrs::Only(take) => {
                 for family in self.config.families() {
                     if let Some(destination) = self.destination("take", take, *family) {
-                        let matches = vec![arrived.clone(), destination, tcp()];
+                        let matches = matches.iter().cloned().chain([destination]).collect();
                         rules.push(redirect("rerouted_interface", matches, ports::OUTBOUND));
                     }
                 }
