@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the tests of this package share: network namespaces, a lab of them around one pod, servers and probes in it,
+//! the packet matrix, and a second reading of the redirection rules to compare the compiler with.
+//!
+//! Everything here panics when something it needs does not work: a test that cannot run has failed. It must never
+//! touch a network namespace that it did not make.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "test code: a panic is the report")]
+
+pub mod cases;
+pub mod check;
+pub mod lab;
+pub mod matrix;
+pub mod mutation;
+pub mod netns;
+pub mod node;
+pub mod observer;
+pub mod oracle;
+pub mod packet;
+pub mod probe;
+pub mod segment;
+pub mod sequence;
+pub mod server;

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The rules against real packets: every row of the matrix, and for every configuration of it and some more a list of
+//! packets that takes each step of the rules, with the verdict of a second reading. Then the same once more without
+//! each single rule, which has to show.
+//!
+//! Needs root. Everything happens in network namespaces of its own.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code, which prints what it ran")]
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use harness::check::{self, Case, Until};
+use harness::lab::{Lab, Servers};
+use harness::matrix::{Row, Settings, rows};
+use harness::mutation::{Rig, mutants};
+use harness::packet::{Expected, Verdict};
+use harness::{cases, oracle, sequence};
+
+/// Rows of the matrix where we do something else than upstream does by accident, and why.
+const DEVIATIONS: [(&str, Verdict, &str); 4] = [
+    ("M106", Verdict::Pass, "the proxy's DNS over TCP is exempt whichever id it is known by"),
+    ("M175", Verdict::Pass, "the tunnel port has a listener of its own in either mode"),
+    ("M176", Verdict::Pass, "the tunnel port has a listener of its own in either mode"),
+    ("M202", Verdict::Pass, "the tunnel port has a listener of its own in either mode"),
+];
+/// Rows that are not run, and why.
+const NOT_RUN: [(&str, &str); 0] = [];
+
+/// More settings than the matrix has, as changes to its default.
+const MORE: [(&str, &str); 11] = [
+    ("tproxy with all else", "mode=TPROXY; dns=all; drop_invalid=true; owner_exclude=2000,2001"),
+    ("tproxy, ipv4 only", "mode=TPROXY; ipv6=false"),
+    ("tproxy, nothing inbound, dns", "mode=TPROXY; in_include=; dns=nameservers; nameservers=203.0.113.10"),
+    ("loopback included, dns", "out_cidr_include=127.0.0.0/8,::1/128; dns=all"),
+    ("ipv6 loopback included", "out_cidr_include=::1/128,2001:db8:96::/48"),
+    ("dns, ipv4 only", "ipv6=false; dns=nameservers; nameservers=203.0.113.10,127.0.0.53,2001:db8:1::10"),
+    ("rerouted and excluded", "exclude_ifaces=net1,vm0; reroute_ifaces=vm0; out_cidr_include=10.96.0.0/12"),
+    ("nothing captured", "in_include=; out_cidr_include=; out_port_exclude="),
+    ("ipv4 excluded", "out_cidr_exclude=0.0.0.0/0; in_include=8080"),
+    ("ipv6 included", "out_cidr_include=2001:db8:96::/48; owner_include=1000,0"),
+    ("nobody's", "owner_include="),
+];
+/// All steps but O8, which nothing reaches while the proxy has one uid: O5 and O6 come first; and but T2, Z2 and Z4,
+/// which are not about first packets of a client.
+const STEPS: [&str; 40] = [
+    "O1", "O2", "O3", "O4", "O5", "O6", "O7", "O9", "O10", "O11", "O12", "O13", "O14", "O15", "O16", "O17",
+    "P1", "P2", "P3", "P4", "P5", "P6", "P7", "T1", "T3", "T4", "T5", "T6", "T7", "T8", "T9", "K1", "K2",
+    "K3", "K4", "K5", "Z1", "Z3", "Z5", "Z6",
+];
+
+/// Rules whose absence no packet shows: configuration, chain, part of the rule, why.
+const EQUIVALENT: [(&str, &str, &str, &str); 5] = [
+    ("dns-port-excluded", "nat_output", "redirect to :15053", PORT_53_EXCLUDED),
+    ("dns-port-excluded", "raw_output", "th sport 15053", PORT_53_EXCLUDED),
+    ("tproxy, ipv4 only", "mangle_output", "nfproto ipv6", "no IPv6 connection is given the mark"),
+    (
+        "loopback included, dns",
+        "nat_output",
+        "ip6 daddr ::1 meta l4proto tcp redirect",
+        "::1 is never captured",
+    ),
+    ("rerouted and excluded", "nat_prerouting", "iifname \"vm0\" accept", "the interface is excluded, too"),
+];
+const PORT_53_EXCLUDED: &str = "the settings capture DNS but exclude port 53: no query is redirected";
+
+/// One test at a time: they wait for answers, and share two cores with whatever else runs.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn deviation(row: &Row) -> Option<Verdict> {
+    DEVIATIONS.iter().find(|(id, ..)| *id == row.id).map(|(_, verdict, _)| *verdict)
+}
+
+fn is_sequence(row: &Row) -> bool {
+    row.profile.starts_with("sp-")
+}
+
+/// The settings of the matrix, each once with the name of its first profile, then ours.
+fn configurations() -> Vec<(String, Settings)> {
+    let mut all: Vec<(String, Settings)> = Vec::new();
+    for row in rows() {
+        if !all.iter().any(|(_, settings)| *settings == row.settings) {
+            all.push((row.profile, row.settings));
+        }
+    }
+    let default = all[0].1.clone();
+    all.extend(MORE.map(|(name, changes)| (name.to_owned(), default.with(changes))));
+    all
+}
+
+/// `work` for each item, on two threads.
+fn for_each<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (queue, results) = (Mutex::new(items.into_iter()), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(item) = { queue.lock().unwrap().next() } {
+                    let result = work(item);
+                    results.lock().unwrap().push(result);
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap()
+}
+
+/// What the matrix says besides the verdict, as far as the second reading knows it.
+fn extras(row: &Row, expected: &Expected) -> bool {
+    let value = |key: &str| {
+        let mut pairs = row.extra.split("; ").filter_map(|pair| pair.split_once('='));
+        pairs.find(|(k, _)| *k == key).map(|(_, value)| value.parse::<u32>().unwrap())
+    };
+    let agrees = |key, found: Option<u32>| value(key).is_none_or(|wanted| found == Some(wanted));
+    let mark = deviation(row).is_some() || agrees("mark", expected.mark);
+    mark && agrees("ct_zone", expected.zone.map(u32::from)) && agrees("mark_on_lo", expected.lo_mark)
+}
+
+#[test]
+fn the_second_reading_agrees_with_every_row_but_for_our_deviations() {
+    let mut deviating = Vec::new();
+    for row in rows().iter().filter(|row| !is_sequence(row)) {
+        let (expected, steps) = oracle::read(&row.settings, &row.packet);
+        let wanted = deviation(row).unwrap_or(row.expected);
+        assert_eq!(expected.verdict, wanted, "{} {}: {steps:?}", row.id, row.line);
+        assert!(extras(row, &expected), "{} {}: {expected:?}", row.id, row.extra);
+        if wanted != row.expected {
+            assert_eq!(row.class, "quirk", "{}", row.id);
+            deviating.push(row.id.as_str().to_owned());
+        }
+    }
+    assert_eq!(deviating, DEVIATIONS.map(|(id, ..)| id));
+}
+
+#[test]
+fn every_row_of_the_matrix_gets_its_verdict() {
+    let (sequences, packets): (Vec<Row>, Vec<Row>) =
+        rows().into_iter().filter(|row| NOT_RUN.iter().all(|(id, _)| *id != row.id)).partition(is_sequence);
+    let mut groups: Vec<Vec<Row>> = Vec::new();
+    for row in packets {
+        match groups.iter_mut().find(|group| group[0].settings == row.settings) {
+            Some(group) => group.push(row),
+            None => groups.push(vec![row]),
+        }
+    }
+    groups.extend(sequences.into_iter().map(|row| vec![row]));
+    let results = for_each(groups, |group| {
+        let failures = if is_sequence(&group[0]) { run_sequence(&group[0]) } else { run_packets(&group) };
+        (group.len(), failures)
+    });
+    report("rows of the matrix", results, rows().len() - NOT_RUN.len());
+    for (id, why) in NOT_RUN {
+        println!("not run: {id}: {why}");
+    }
+}
+
+fn run_sequence(row: &Row) -> Vec<String> {
+    match sequence::verdict(row) {
+        Ok(verdict) if verdict == row.expected => Vec::new(),
+        other => {
+            vec![format!("{} {} {}: expected {}, got {other:?}", row.id, row.profile, row.line, row.expected)]
+        }
+    }
+}
+
+fn run_packets(group: &[Row]) -> Vec<String> {
+    run_cases(&group[0].settings, &group.iter().map(case).collect::<Vec<_>>())
+}
+
+/// A row with its verdict, and whatever else the second reading says about its packet.
+fn case(row: &Row) -> Case {
+    let (expected, _) = oracle::read(&row.settings, &row.packet);
+    let verdict = deviation(row).unwrap_or(row.expected);
+    Case { id: row.id.clone(), packet: row.packet, expected: Expected { verdict, ..expected } }
+}
+
+fn run_cases(settings: &Settings, cases: &[Case]) -> Vec<String> {
+    let lab = Lab::programmed(Servers::of(settings), &redirect::compile(&settings.config()));
+    let failures = check::run(&lab, cases, Until::End);
+    failures.into_iter().map(|failure| format!("{failure}\n    with {}", settings.text)).collect()
+}
+
+/// Print the sums and fail when something failed or was left out.
+fn report(what: &str, results: Vec<(usize, Vec<String>)>, total: usize) {
+    let run: usize = results.iter().map(|(run, _)| run).sum();
+    let failures: Vec<String> = results.into_iter().flat_map(|(_, failures)| failures).collect();
+    // One packet may fail in several ways: what tells it apart is its name, which comes first, and its settings, which
+    // come last.
+    let failed: BTreeSet<_> =
+        failures.iter().map(|text| (text.split([':', ' ']).next(), text.lines().nth(1))).collect();
+    println!("{what}: {run} run, {} passed", run.saturating_sub(failed.len()));
+    assert_eq!(run, total, "{what}");
+    assert!(failures.is_empty(), "{what}:\n{}", failures.join("\n"));
+}
+
+#[test]
+fn generated_packets_take_every_step_and_get_the_verdict_of_the_second_reading() {
+    let generated: Vec<_> = configurations()
+        .into_iter()
+        .map(|(_, settings)| {
+            let (cases, traces): (Vec<Case>, Vec<oracle::Trace>) =
+                cases::generate(&settings).into_iter().unzip();
+            (settings, cases, traces)
+        })
+        .collect();
+    let taken: BTreeSet<&str> =
+        generated.iter().flat_map(|(_, _, traces)| traces.iter().flatten().copied()).collect();
+    assert_eq!(taken, BTreeSet::from(STEPS));
+    let total = generated.iter().map(|(_, cases, _)| cases.len()).sum();
+    let results = for_each(generated, |(settings, cases, _)| (cases.len(), run_cases(&settings, &cases)));
+    report("generated packets", results, total);
+}
+
+/// What removing each rule of one configuration showed.
+#[derive(Default)]
+struct Removed {
+    noticed: usize,
+    equivalent: Vec<String>,
+    wrong: Vec<String>,
+}
+
+fn remove_each_rule(name: &str, settings: &Settings, rows: &[Row]) -> Removed {
+    let own = |row: &&Row| row.settings == *settings && !is_sequence(row);
+    let mut rig = Rig::new(settings, rows.iter().filter(own).map(case).collect());
+    let mut removed = Removed::default();
+    if let Some(failure) = rig.failure() {
+        removed.wrong.push(format!("{name}: with all rules: {failure}"));
+        return removed;
+    }
+    for mutant in mutants(rig.table()) {
+        let named = format!("{name}: {}: {}", mutant.chain, mutant.rule);
+        let known = |(config, chain, part, _): &&(&str, &str, &str, &str)| {
+            *config == name && *chain == mutant.chain && mutant.rule.contains(part)
+        };
+        let known = EQUIVALENT.iter().find(known);
+        let until = if known.is_some() { Until::End } else { Until::FirstFailure };
+        match (rig.notice(&mutant, until), known) {
+            (Some(_), None) => removed.noticed += 1,
+            (None, Some((.., why))) => removed.equivalent.push(format!("{named}: {why}")),
+            (None, None) => removed.wrong.push(format!("{named}: nothing shows that it is missing")),
+            (Some(failure), Some(_)) => removed.wrong.push(format!("{named}: not equivalent: {failure}")),
+        }
+    }
+    removed
+}
+
+#[test]
+fn without_any_single_rule_some_packet_goes_wrong() {
+    let (start, rows) = (Instant::now(), rows());
+    let results = for_each(configurations(), |(name, settings)| remove_each_rule(&name, &settings, &rows));
+    let noticed: usize = results.iter().map(|removed| removed.noticed).sum();
+    let all =
+        |lines: fn(&Removed) -> &Vec<String>| results.iter().flat_map(lines).cloned().collect::<Vec<_>>();
+    let (equivalent, wrong) = (all(|removed| &removed.equivalent), all(|removed| &removed.wrong));
+    println!(
+        "rules removed: {}, noticed {noticed}, equivalent {}, in {:.0?}",
+        noticed + equivalent.len() + wrong.len(),
+        equivalent.len(),
+        start.elapsed()
+    );
+    equivalent.iter().for_each(|line| println!("equivalent: {line}"));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let unused =
+        EQUIVALENT.iter().find(|(config, ..)| !equivalent.iter().any(|line| line.starts_with(config)));
+    assert_eq!(unused, None, "listed as equivalent, but there is no such rule");
+}
