@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The plugin and the agent together, as processes: what a runtime sees and what is in the netns afterwards.
+
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+use std::time::{Duration, Instant};
+
+use harness::node::{Node, Programmed, agent_binary, finish};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+#[test]
+fn add_programs_both_families_and_prints_prev_result_as_received() {
+    let node = Node::new();
+    let agent = node.start_agent();
+    let sandbox = node.sandbox("web");
+    node.write_mesh_pod(&sandbox, &[]);
+    let printed = node.plugin("ADD", &sandbox);
+    assert_eq!(
+        (printed.code(), printed.stdout.trim_end()),
+        (0, node.config()["prevResult"].to_string().as_str())
+    );
+    assert_eq!(sandbox.programmed(), Programmed::Complete);
+    let text: String = sandbox.tables().iter().map(ruleset::render).collect();
+    assert!(text.contains("ip6 daddr != ::1") && !text.contains("ipv6_left_alone"), "{text}");
+
+    // Again: nothing changes, and CHECK agrees.
+    let before = sandbox.tables();
+    assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+    assert_eq!(sandbox.tables(), before);
+    assert_eq!(node.plugin("CHECK", &sandbox).code(), 0);
+
+    let metrics = agent.http(15014, "/metrics");
+    let line = metrics
+        .lines()
+        .find(|l| l.contains("reason=\"programmed\"") && !l.contains("bucket"))
+        .unwrap_or("none");
+    assert!(line.ends_with(" 1"), "{line}\n{metrics}");
+    assert!(agent.http(8000, "/readyz").starts_with("HTTP/1.1 200"));
+    assert!(agent.http(8000, "/healthz").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn changed_annotations_replace_the_rules_in_one_go() {
+    let node = Node::new();
+    let _agent = node.start_agent();
+    let sandbox = node.sandbox("web");
+    node.write_mesh_pod(&sandbox, &[("traffic.sidecar.istio.io/includeInboundPorts", "8080,9090")]);
+    assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+    let before = sandbox.tables();
+    node.write_mesh_pod(&sandbox, &[]);
+    let give_up = Instant::now() + Duration::from_secs(5);
+    while sandbox.tables() == before {
+        assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+        assert!(Instant::now() < give_up, "the new manifest is not seen");
+    }
+    assert_eq!(sandbox.programmed(), Programmed::Complete);
+}
+
+#[test]
+fn check_notices_a_missing_rule_and_a_missing_table() {
+    let node = Node::new();
+    let _agent = node.start_agent();
+    let sandbox = node.sandbox("web");
+    node.write_mesh_pod(&sandbox, &[]);
+    assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+    let nft = |command: &str| {
+        let words: Vec<&str> = command.split(' ').collect();
+        sandbox
+            .inside(|| assert!(std::process::Command::new("nft").args(&words).status().unwrap().success()));
+    };
+    nft("flush chain inet waylay nat_prerouting");
+    assert_eq!(node.plugin("CHECK", &sandbox).code(), 107);
+    // ADD mends it.
+    assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+    assert_eq!(node.plugin("CHECK", &sandbox).code(), 0);
+    nft("delete table inet waylay");
+    assert_eq!(node.plugin("CHECK", &sandbox).code(), 107);
+}
+
+#[test]
+fn check_of_a_pod_that_is_left_alone_succeeds() {
+    let node = Node::new();
+    let _agent = node.start_agent();
+    let sandbox = node.sandbox("plain");
+    node.write_manifest(&json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "plain", "namespace": "mesh"}, "spec": {"containers": [{"name": "app"}]},
+    }));
+    assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+    assert_eq!(sandbox.programmed(), Programmed::Nothing);
+    assert_eq!(node.plugin("CHECK", &sandbox).code(), 0);
+}
+
+#[test]
+fn a_bad_annotation_fails_the_pod_with_one_line_and_no_rules() {
+    let node = Node::new();
+    let _agent = node.start_agent();
+    let sandbox = node.sandbox("web");
+    node.write_mesh_pod(&sandbox, &[("traffic.sidecar.istio.io/excludeOutboundPorts", "443,https")]);
+    let printed = node.plugin("ADD", &sandbox);
+    let error: Value = serde_json::from_str(&printed.stdout).unwrap();
+    assert_eq!(error["code"], 101);
+    let text =
+        format!("{} {}", error["msg"].as_str().unwrap(), error["details"].as_str().unwrap_or_default());
+    assert!(
+        text.contains(
+            "annotation traffic.sidecar.istio.io/excludeOutboundPorts: \"443,https\" is refused, \"https\" is not a \
+             port: use a comma-separated list of ports from 0 to 65535"
+        ),
+        "{text}"
+    );
+    assert!(!text.contains('\n'));
+    assert_eq!(sandbox.programmed(), Programmed::Nothing);
+}
+
+#[test]
+fn an_unknown_pod_is_waited_for_2_s_and_then_to_be_tried_again() {
+    let node = Node::new();
+    let _agent = node.start_agent();
+    let sandbox = node.sandbox("late");
+    // Known 0.5 s after the question.
+    let add = node.spawn_plugin("ADD", &sandbox, &node.config());
+    std::thread::sleep(Duration::from_millis(500));
+    node.write_mesh_pod(&sandbox, &[]);
+    assert_eq!(finish(add).code(), 0);
+    assert_eq!(sandbox.programmed(), Programmed::Complete);
+
+    let unknown = node.sandbox("unknown");
+    let start = Instant::now();
+    assert_eq!(node.plugin("ADD", &unknown).code(), 11);
+    assert!((1900..6000).contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+}
+
+#[test]
+fn the_annotations_of_the_runtime_win_over_the_manifest() {
+    let node = Node::new();
+    let _agent = node.start_agent();
+    let sandbox = node.sandbox("web");
+    node.write_mesh_pod(&sandbox, &[("traffic.sidecar.istio.io/includeInboundPorts", "1")]);
+    let mut config = node.config();
+    config["runtimeConfig"] = json!({"io.kubernetes.cri.pod-annotations": {
+        "sidecar.istio.io/status": "{}", "traffic.sidecar.istio.io/includeInboundPorts": "7777",
+    }});
+    assert_eq!(finish(node.spawn_plugin("ADD", &sandbox, &config)).code(), 0);
+    let text: String = sandbox.tables().iter().map(ruleset::render).collect();
+    assert!(text.contains("th dport 7777 redirect to :15006"), "{text}");
+}
+
+#[test]
+fn fifty_adds_survive_5_s_without_an_agent() {
+    let node = Node::new();
+    let mut agent = Some(node.start_agent());
+    let sandboxes: Vec<_> = (0..50).map(|n| node.sandbox(&format!("web-{n}"))).collect();
+    for sandbox in &sandboxes {
+        node.write_mesh_pod(sandbox, &[]);
+    }
+    let mut adds = Vec::new();
+    let mut down = None;
+    for (n, sandbox) in sandboxes.iter().enumerate() {
+        adds.push(node.spawn_plugin("ADD", sandbox, &node.config()));
+        if n == 20 {
+            drop(agent.take());
+            down = Some(Instant::now());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let down = down.unwrap();
+    std::thread::sleep(Duration::from_secs(5).saturating_sub(down.elapsed()));
+    let _agent = node.start_agent();
+    for (add, sandbox) in adds.into_iter().zip(&sandboxes) {
+        let printed = finish(add);
+        assert_eq!(printed.code(), 0, "{printed:?}");
+        assert_eq!(sandbox.programmed(), Programmed::Complete);
+    }
+}
+
+/// A newer agent that goes wrong while ADDs arrive: none of them may fail.
+fn adds_while(disturb: impl FnOnce(&Node)) {
+    let node = Node::new();
+    let _old = node.start_agent();
+    let sandboxes: Vec<_> = (0..40).map(|n| node.sandbox(&format!("web-{n}"))).collect();
+    for sandbox in &sandboxes {
+        node.write_mesh_pod(sandbox, &[]);
+    }
+    std::thread::scope(|scope| {
+        let adds = scope.spawn(|| {
+            for sandbox in &sandboxes {
+                let printed = node.plugin("ADD", sandbox);
+                assert_eq!(printed.code(), 0, "{printed:?}");
+                assert_eq!(sandbox.programmed(), Programmed::Complete);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        disturb(&node);
+        adds.join().unwrap();
+    });
+}
+
+#[test]
+fn a_newer_agent_that_cannot_start_disturbs_no_add() {
+    adds_while(|node| {
+        let mut newer = node.spawn_agent(agent_binary(), &[("BIND_ADDRESS", "not an address")]);
+        assert!(!newer.wait(), "it was to fail");
+    });
+}
+
+#[test]
+fn a_newer_agent_that_dies_after_it_took_the_role_disturbs_no_add() {
+    adds_while(|node| {
+        let newer = node.spawn_agent(agent_binary(), &[]);
+        std::thread::sleep(Duration::from_millis(700));
+        newer.signal(Signal::SIGKILL);
+    });
+}
+
+#[test]
+fn a_newer_agent_that_hangs_after_it_took_the_role_disturbs_no_add() {
+    let mut kept = None;
+    adds_while(|node| {
+        let newer = node.spawn_agent(agent_binary(), &[]);
+        std::thread::sleep(Duration::from_millis(700));
+        newer.signal(Signal::SIGSTOP);
+        kept = Some(newer);
+    });
+}
+
+#[test]
+fn the_older_agent_ends_and_the_newer_one_serves_on() {
+    let node = Node::new();
+    let mut old = node.start_agent();
+    let newer = node.spawn_agent(agent_binary(), &[]);
+    std::thread::sleep(Duration::from_millis(700));
+    old.signal(Signal::SIGTERM);
+    assert!(old.wait(), "SIGTERM is a success");
+    let sandbox = node.sandbox("web");
+    node.write_mesh_pod(&sandbox, &[]);
+    assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+    drop(newer);
+}
+
+#[test]
+fn del_status_and_gc_need_no_agent() {
+    let node = Node::new();
+    let sandbox = node.sandbox("web");
+    let mut config = node.config();
+    config["cniVersion"] = json!("1.1.0");
+    config.as_object_mut().unwrap().remove("prevResult");
+    for verb in ["DEL", "STATUS", "GC"] {
+        let printed = finish(node.spawn_plugin(verb, &sandbox, &config));
+        assert_eq!((printed.code(), printed.stdout.as_str()), (0, ""), "{verb}");
+    }
+}
+
+#[test]
+fn ten_thousand_prefixes_in_each_family_arrive_in_the_kernel_whole() {
+    let node = Node::new();
+    let _agent = node.start_agent();
+    let sandbox = node.sandbox("web");
+    // Every second /24 and /48: nothing merges. From the runtime, so that they cross the socket, too.
+    let v4 = (0..10_000u32).map(|n| format!("{}.{}.{}.0/24", 11 + (n >> 15), (n >> 7) & 255, (n << 1) & 255));
+    let v6 = (0..10_000u32).map(|n| format!("fd00:{:x}::/32", n * 2));
+    let list = v4.chain(v6).collect::<Vec<_>>().join(",");
+    node.write_mesh_pod(&sandbox, &[]);
+    let mut config = node.config();
+    config["runtimeConfig"] = json!({"io.kubernetes.cri.pod-annotations": {
+        "sidecar.istio.io/status": "{}", "traffic.sidecar.istio.io/excludeOutboundIPRanges": list,
+    }});
+    let printed = finish(node.spawn_plugin("ADD", &sandbox, &config));
+    assert_eq!(printed.code(), 0, "{printed:?}");
+    let tables = sandbox.tables();
+    let len = |name: &str| tables[0].set(name).map_or(0, |set| set.elements.len());
+    assert_eq!((len("skip4"), len("skip6")), (10_000, 10_000));
+    assert_eq!(sandbox.programmed(), Programmed::Complete);
+}
+
+#[test]
+fn the_plugin_sends_every_annotation_that_the_agent_reads() {
+    let mut sent = agent_api::DECISIVE_ANNOTATIONS.to_vec();
+    let mut read = redirect::annotations::ALL.to_vec();
+    sent.sort_unstable();
+    read.sort_unstable();
+    assert_eq!(sent, read);
+}
