@@ -77,6 +77,15 @@ impl Nftables {
         Socket::new(socket).map(|socket| Self { socket })
     }
 
+    /// The tables named [`crate::TABLE`] with those of their sets that can be read, without elements, and without
+    /// chains: what is left to go by when [`Backend::observe`] says [`Error::Decode`].
+    ///
+    /// # Errors
+    /// [`Error`] when they could not be read.
+    pub fn outlines(&mut self) -> Result<Vec<Table>, Error> {
+        self.read_outlines()
+    }
+
     fn write(&mut self, generation: u32, delete: &[Family], tables: &[Table]) -> Result<Written, Error> {
         // The number of messages is known only afterwards; nobody else uses the socket in between.
         let first = self.socket.reserve(0);

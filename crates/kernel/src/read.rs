@@ -67,6 +67,27 @@ impl Nftables {
         Err(Error::Interrupted { what: READ.what })
     }
 
+    /// [`Nftables::outlines`].
+    pub(crate) fn read_outlines(&mut self) -> Result<Vec<Table>, Error> {
+        'attempts: for _ in 0..ATTEMPTS {
+            let (generation, families) = self.read_families()?;
+            let mut tables = Vec::with_capacity(families.len());
+            for family in families {
+                let (nfproto, table) = (nfproto(family), Some(crate::TABLE));
+                let listing = Listing { kind: NFT_MSG_GETSET, nfproto, table, set: None, generation };
+                let Some(sets) = self.list(listing, decode::set_head)? else { continue 'attempts };
+                let sets = sets.into_iter().flatten().filter_map(|set| {
+                    let elements = decode::elements(&set, Vec::new()).ok()?;
+                    Some(Set { name: set.name, elements, comment: set.comment })
+                });
+                let sets = sets.collect();
+                tables.push(Table { family, name: crate::TABLE.to_owned(), sets, chains: Vec::new() });
+            }
+            return Ok(tables);
+        }
+        Err(Error::Interrupted { what: READ.what })
+    }
+
     fn generation(&mut self) -> Result<u32, Error> {
         let request = |seq| request(NFT_MSG_GETGEN, NLM_F_ACK, seq, NFPROTO_UNSPEC, |_| {});
         let answers = self

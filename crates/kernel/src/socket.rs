@@ -116,12 +116,7 @@ impl Socket {
             }
             flags = MsgFlags::MSG_DONTWAIT;
         }
-        match verdict {
-            Verdict { lowest: Some(refusal), .. } => Ok(Err(refusal)),
-            Verdict { acknowledged: true, .. } => Ok(Ok(())),
-            _ if overrun => Err(Error::Recv { what: operation.what, errno: Errno::ENOBUFS }),
-            _ => Err(Error::NoAck { what: operation.what }),
-        }
+        verdict.end(operation, overrun)
     }
 
     /// Send one request and hand each answer to `each`, until the dump is complete or the request is acknowledged.
@@ -251,6 +246,17 @@ struct Verdict {
 }
 
 impl Verdict {
+    /// What the answers mean; with `overrun`, some were lost. The last operation of a refused batch may still be
+    /// acknowledged, so that an acknowledgement proves nothing once a refusal may have been lost.
+    fn end(self, operation: &Operation, overrun: bool) -> Result<Result<(), Refusal>, Error> {
+        match self {
+            Self { lowest: Some(refusal), .. } => Ok(Err(refusal)),
+            _ if overrun => Err(Error::Recv { what: operation.what, errno: Errno::ENOBUFS }),
+            Self { acknowledged: true, .. } => Ok(Ok(())),
+            Self { .. } => Err(Error::NoAck { what: operation.what }),
+        }
+    }
+
     fn read(&mut self, datagram: &[u8]) -> Result<(), Malformed> {
         for message in Messages(datagram) {
             let message = message?;
@@ -380,5 +386,13 @@ mod tests {
         );
         let done = verdict(&[answer(5, 0, None)]);
         assert!(done.acknowledged && done.lowest.is_none());
+    }
+
+    #[test]
+    fn an_acknowledgement_proves_nothing_when_a_refusal_may_have_been_lost() {
+        let operation = Operation { what: "test", points: &crate::fault::NF_BATCH };
+        let acknowledged = || Verdict { first: 1, last: 2, acknowledged: true, lowest: None };
+        assert!(matches!(acknowledged().end(&operation, false), Ok(Ok(()))));
+        assert!(acknowledged().end(&operation, true).is_err_and(|error| error.transient()));
     }
 }

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+
+use crate::annotations::ALL;
 
 /// The container that is the proxy.
 pub(crate) const PROXY_CONTAINER: &str = "istio-proxy";
@@ -13,8 +15,10 @@ pub(crate) const PROXY_CONTAINER: &str = "istio-proxy";
 #[serde(default)]
 pub struct Pod {
     /// `metadata`.
+    #[serde(deserialize_with = "or_null")]
     pub metadata: Metadata,
     /// `spec`.
+    #[serde(deserialize_with = "or_null")]
     pub spec: Spec,
 }
 
@@ -23,16 +27,18 @@ pub struct Pod {
 #[serde(default)]
 pub struct Metadata {
     /// Name.
+    #[serde(deserialize_with = "or_null")]
     pub name: String,
     /// Namespace; empty in a manifest means `default`.
+    #[serde(deserialize_with = "or_null")]
     pub namespace: String,
     /// UID given by the API server; absent in a plain manifest.
     pub uid: Option<String>,
     /// Labels.
-    #[serde(deserialize_with = "map_or_null")]
+    #[serde(deserialize_with = "or_null")]
     pub labels: BTreeMap<String, String>,
     /// Annotations.
-    #[serde(deserialize_with = "map_or_null")]
+    #[serde(deserialize_with = "or_null")]
     pub annotations: BTreeMap<String, String>,
 }
 
@@ -41,8 +47,10 @@ pub struct Metadata {
 #[serde(default, rename_all = "camelCase")]
 pub struct Spec {
     /// Init containers; a native sidecar is one of them.
+    #[serde(deserialize_with = "or_null")]
     pub init_containers: Vec<Container>,
     /// Containers.
+    #[serde(deserialize_with = "or_null")]
     pub containers: Vec<Container>,
 }
 
@@ -51,10 +59,13 @@ pub struct Spec {
 #[serde(default, rename_all = "camelCase")]
 pub struct Container {
     /// Name.
+    #[serde(deserialize_with = "or_null")]
     pub name: String,
     /// Arguments.
+    #[serde(deserialize_with = "or_null")]
     pub args: Vec<String>,
     /// Environment.
+    #[serde(deserialize_with = "or_null")]
     pub env: Vec<EnvVar>,
     /// Security context of the container; the pod's own is not consulted.
     pub security_context: Option<SecurityContext>,
@@ -65,8 +76,10 @@ pub struct Container {
 #[serde(default)]
 pub struct EnvVar {
     /// Name.
+    #[serde(deserialize_with = "or_null")]
     pub name: String,
     /// Literal value; empty when it comes from elsewhere (`valueFrom`).
+    #[serde(deserialize_with = "or_null")]
     pub value: String,
 }
 
@@ -80,18 +93,17 @@ pub struct SecurityContext {
     pub run_as_group: Option<u32>,
 }
 
-/// YAML writes an empty map as nothing, that is null.
-fn map_or_null<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<BTreeMap<String, String>, D::Error> {
+/// A key with nothing after it is null in YAML, and the same as an absent key to Kubernetes.
+fn or_null<'de, T: Deserialize<'de> + Default, D: Deserializer<'de>>(deserializer: D) -> Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl Pod {
-    /// The pod with `annotations` laid over its own: those that the runtime handed over are the ones the pod was
-    /// created with, whatever a cache says.
+    /// The pod with `annotations` in place of all of its own that are read here: those that the runtime handed over are
+    /// what the pod was created with, whatever a cache says, and one that is not among them is not there.
     #[must_use]
     pub fn with_annotations(mut self, annotations: BTreeMap<String, String>) -> Self {
+        self.metadata.annotations.retain(|key, _| !ALL.contains(&key.as_str()));
         self.metadata.annotations.extend(annotations);
         self
     }
@@ -141,5 +153,43 @@ pub(crate) fn parse_bool(text: &str) -> Option<bool> {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn null_is_the_same_as_absent() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": null, "namespace": null, "uid": null, "labels": null, "annotations": null},
+            "spec": {"initContainers": null, "containers": [
+                {"name": "istio-proxy", "args": null, "env": null, "securityContext": null},
+                {"name": null, "env": [{"name": "A", "value": null}],
+                 "securityContext": {"runAsUser": null, "runAsGroup": null}},
+            ]},
+        }))
+        .unwrap();
+        assert_eq!((pod.spec.containers.len(), pod.spec.containers[1].env.len()), (2, 1));
+        let empty: Pod = serde_json::from_value(json!({"metadata": null, "spec": null})).unwrap();
+        assert_eq!(empty, Pod::default());
+    }
+
+    #[test]
+    fn annotations_that_the_runtime_did_not_hand_over_are_not_there() {
+        let own = [("sidecar.istio.io/interceptionMode", "NONE"), ("mine", "stays")];
+        let pod = Pod {
+            metadata: Metadata {
+                annotations: own.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+                ..Metadata::default()
+            },
+            ..Pod::default()
+        };
+        let pod =
+            pod.with_annotations(BTreeMap::from([("sidecar.istio.io/status".to_owned(), String::new())]));
+        assert_eq!(pod.metadata.annotations.keys().collect::<Vec<_>>(), ["mine", "sidecar.istio.io/status"]);
     }
 }
