@@ -30,7 +30,7 @@ demo: setup build ## four pods, real Envoy, real HTTP, both families; KEEP=1 lea
 test: lint build build-fault demo fuzz-ci ## everything that CI runs: lint, demo, fuzzing, unit tests, packets, faults
 	@tests/run.sh --workspace
 
-build-fault: # the agent with kill points, for the fault tests
+build-fault: ## the agent with kill points, for the fault tests
 	cargo build --locked -p node-agent --features fault-injection --target-dir $(CARGO_TARGET_DIR)/fault
 
 test-packets: ## only the traffic proof: every row of the packet matrix, real sockets, both families

@@ -2,7 +2,7 @@
 //! Kill points for the fault tests; without the feature `fault-injection` they are nothing at all.
 //!
 //! A process whose environment has `WAYLAY_FAULT=<point>` kills itself with SIGKILL when it reaches that point, as the
-//! out-of-memory killer or a node failure would.
+//! out-of-memory killer or a node failure would; with `<point>#<n>`, when it reaches it for the n-th time.
 
 /// Every point on the agent's side of an exchange; those of the kernel back end are listed there.
 pub const POINTS: &[&str] = &[
@@ -17,9 +17,17 @@ pub const POINTS: &[&str] = &[
 pub fn point(name: &'static str) {
     #[cfg(feature = "fault-injection")]
     {
-        static CHOSEN: std::sync::OnceLock<Option<String>> = std::sync::OnceLock::new();
-        let chosen = CHOSEN.get_or_init(|| std::env::var("WAYLAY_FAULT").ok());
-        if chosen.as_deref() == Some(name) {
+        use std::sync::atomic::{AtomicU32, Ordering};
+        static CHOSEN: std::sync::OnceLock<(String, u32)> = std::sync::OnceLock::new();
+        static REACHED: AtomicU32 = AtomicU32::new(0);
+        let (chosen, nth) = CHOSEN.get_or_init(|| {
+            let text = std::env::var("WAYLAY_FAULT").unwrap_or_default();
+            match text.split_once('#') {
+                Some((point, nth)) => (point.to_owned(), nth.parse().expect("a test gives a number")),
+                None => (text, 1),
+            }
+        });
+        if chosen == name && REACHED.fetch_add(1, Ordering::Relaxed) + 1 == *nth {
             // SAFETY: kill(2) with our own pid and a constant signal touches no memory of ours.
             #[allow(unsafe_code, reason = "nix's kill needs a feature that the plugin does without")]
             unsafe {

@@ -42,6 +42,8 @@ codes! {
     RulesNotApplied = 106, "the kernel did not accept the rules";
     RulesDiffer = 107, "CHECK found rules missing or changed";
     RequestTooLarge = 108, "the request does not fit into one message to the agent";
+    NodeSettings = 109, "a setting of the node is not valid";
+    NoAddress = 110, "the pod has no IP address";
 }
 
 impl Code {
