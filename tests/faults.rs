@@ -68,7 +68,11 @@ fn killed_at_any_point_of_a_first_add_nothing_is_half_programmed() {
 
         let _agent = node.start_agent();
         assert_eq!(node.plugin("ADD", &sandbox).code(), 0, "{point}");
-        assert_eq!(sandbox.programmed(), Programmed::Complete, "{point}");
+        assert_eq!(
+            (sandbox.programmed(), sandbox.has_passthrough()),
+            (Programmed::Complete, true),
+            "{point}"
+        );
     }
 }
 
@@ -84,7 +88,11 @@ fn an_add_whose_agent_dies_at_any_point_succeeds_with_the_next_agent() {
         let _agent = node.start_agent();
         let printed = finish(add);
         assert_eq!(printed.code(), 0, "{point}: {printed:?}");
-        assert_eq!(sandbox.programmed(), Programmed::Complete, "{point}");
+        assert_eq!(
+            (sandbox.programmed(), sandbox.has_passthrough()),
+            (Programmed::Complete, true),
+            "{point}"
+        );
     }
 }
 
@@ -104,6 +112,54 @@ fn killed_while_it_reads_back_the_rules_of_a_first_add_stay() {
         config["agent_deadline_seconds"] = json!(2);
         assert_eq!(finish(node.spawn_plugin("ADD", &sandbox, &config)).code(), 11, "{point}");
         assert_eq!(sandbox.tables(), tables, "{point}");
+    }
+}
+
+#[test]
+fn killed_while_it_replaces_rules_either_the_old_or_the_new_ones_are_there() {
+    // The first batch finds that the netns is not fresh; the second replaces.
+    for (point, replaced) in
+        [("kernel:nf-batch:send:before#2", false), ("kernel:nf-batch:send:after#2", true)]
+    {
+        let node = Node::new();
+        let sandbox = node.sandbox("web");
+        node.write_mesh_pod(&sandbox, &[]);
+        let agent = node.start_agent();
+        assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+        let old = sandbox.tables();
+        drop(agent);
+
+        node.write_mesh_pod(&sandbox, &[("traffic.sidecar.istio.io/includeInboundPorts", "8080")]);
+        let _doomed = die_at(&node, point);
+        let mut config = node.config();
+        config["agent_deadline_seconds"] = json!(2);
+        assert_eq!(finish(node.spawn_plugin("ADD", &sandbox, &config)).code(), 11, "{point}");
+        assert_eq!(sandbox.programmed(), Programmed::Complete, "{point}");
+        assert_eq!(sandbox.tables() != old, replaced, "{point}");
+    }
+}
+
+#[test]
+fn killed_after_any_route_request_of_tproxy_mode_the_next_add_completes_them_once() {
+    // ::6, then a rule and a route in each family.
+    for nth in 1..=5 {
+        let node = Node::new();
+        let sandbox = node.sandbox("web");
+        node.write_mesh_pod(&sandbox, &[("sidecar.istio.io/interceptionMode", "TPROXY")]);
+        let _doomed = die_at(&node, &format!("kernel:route-request:send:after#{nth}"));
+        let mut config = node.config();
+        config["agent_deadline_seconds"] = json!(1);
+        assert_eq!(finish(node.spawn_plugin("ADD", &sandbox, &config)).code(), 11, "{nth}");
+
+        let _agent = node.start_agent();
+        assert_eq!(node.plugin("ADD", &sandbox).code(), 0, "{nth}");
+        assert!(sandbox.has_passthrough(), "{nth}");
+        for family in ["-4", "-6"] {
+            let rules = sandbox.ip(&format!("{family} rule show"));
+            assert_eq!(rules.matches("fwmark 0x539 lookup 133").count(), 1, "{nth}: {rules}");
+            let routes = sandbox.ip(&format!("{family} route show table 133"));
+            assert_eq!(routes.matches("local default dev lo").count(), 1, "{nth}: {routes}");
+        }
     }
 }
 

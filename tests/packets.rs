@@ -11,12 +11,16 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Instant;
 
+use agent_api::netns::Netlink;
 use harness::check::{self, Case, Until};
 use harness::lab::{Lab, Servers};
 use harness::matrix::{Row, Settings, rows};
 use harness::mutation::{Rig, mutants};
+use harness::netns::Netns;
 use harness::packet::{Expected, Verdict};
 use harness::{cases, oracle, sequence};
+use kernel::{Applied, Backend as _, Nftables};
+use serde_json::Value;
 
 /// Rows of the matrix where we do something else than upstream does by accident, and why.
 const DEVIATIONS: [(&str, Verdict, &str); 4] = [
@@ -210,6 +214,38 @@ fn generated_packets_take_every_step_and_get_the_verdict_of_the_second_reading()
     let total = generated.iter().map(|(_, cases, _)| cases.len()).sum();
     let results = for_each(generated, |(settings, cases, _)| (cases.len(), run_cases(&settings, &cases)));
     report("generated packets", results, total);
+}
+
+/// The rule sets of `netns` as `nft` lists them, without what differs from run to run.
+fn listing(netns: &Netns) -> Vec<Value> {
+    let document: Value =
+        serde_json::from_str(&netns.program("nft", &["-j", "list", "ruleset"], "")).unwrap();
+    let mut objects = document["nftables"].as_array().unwrap().clone();
+    objects.retain(|object| object.get("metainfo").is_none());
+    for body in objects.iter_mut().flat_map(|object| object.as_object_mut().unwrap().values_mut()) {
+        body.as_object_mut().unwrap().remove("handle");
+        // The kernel keeps the elements of plain sets in no order.
+        if let Some(elements) = body.get_mut("elem").and_then(Value::as_array_mut) {
+            elements.sort_by_key(ToString::to_string);
+        }
+    }
+    objects
+}
+
+#[test]
+fn compiled_rules_list_the_same_whether_we_or_nft_write_them() {
+    for (name, settings) in configurations() {
+        let tables = redirect::compile(&settings.config()).tables;
+        let (ours, theirs) = (Netns::fresh(), Netns::fresh());
+        theirs.program("nft", &["-f", "-"], &tables.iter().map(ruleset::render).collect::<String>());
+        ours.run(move || {
+            let socket = Netlink::Netfilter.open().unwrap();
+            assert_eq!(Nftables::new(socket).unwrap().apply(&tables).unwrap(), Applied::Created);
+        });
+        let (ours, theirs) = (listing(&ours), listing(&theirs));
+        assert!(ours.len() > 5, "{name}: {ours:?}");
+        assert_eq!(ours, theirs, "{name}");
+    }
 }
 
 /// What removing each rule of one configuration showed.

@@ -65,9 +65,7 @@ fn check_notices_a_missing_rule_and_a_missing_table() {
     node.write_mesh_pod(&sandbox, &[]);
     assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
     let nft = |command: &str| {
-        let words: Vec<&str> = command.split(' ').collect();
-        sandbox
-            .inside(|| assert!(std::process::Command::new("nft").args(&words).status().unwrap().success()));
+        sandbox.netns.program("nft", &command.split(' ').collect::<Vec<_>>(), "");
     };
     nft("flush chain inet waylay nat_prerouting");
     assert_eq!(node.plugin("CHECK", &sandbox).code(), 107);

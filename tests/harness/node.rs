@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,7 +15,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use agent_api::netns::{Netlink, Netns};
+use agent_api::netns::{self, Netlink};
 use agent_api::{Operation, PROTOCOL, Request, exchange};
 use kernel::Backend as _;
 use nix::sched::{CloneFlags, unshare};
@@ -24,6 +23,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ruleset::{Fingerprint, Table};
 use serde_json::{Value, json};
+
+use crate::netns::Netns;
 
 /// Build a binary of the workspace, once per test process, and say where it is. Building here means that a test never
 /// runs against a stale one.
@@ -86,7 +87,8 @@ pub struct Agent(Child);
 
 /// The network namespace of a pod, with what the runtime says of it.
 pub struct Sandbox {
-    netns: Netns,
+    /// The namespace.
+    pub netns: Netns,
     /// `CNI_CONTAINERID`.
     pub container_id: String,
     /// Pod name.
@@ -234,18 +236,12 @@ impl Node {
     pub fn sandbox(&self, name: &str) -> Sandbox {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let netns = std::thread::spawn(|| {
-            unshare(CloneFlags::CLONE_NEWNET).expect("the tests run as root");
-            ip("link set lo up\n\
-                link add eth0 type veth peer name peer0\n\
-                link set eth0 up\n\
-                link set peer0 up\n\
-                addr add 10.9.0.2/24 dev eth0\n\
-                addr add fd00:9::2/64 dev eth0 nodad\n");
-            Netns::own().expect("a thread has a netns")
-        })
-        .join()
-        .expect("the netns is made");
+        let netns = Netns::fresh();
+        netns.ip("link add eth0 type veth peer name peer0\n\
+                  link set eth0 up\n\
+                  link set peer0 up\n\
+                  addr add 10.9.0.2/24 dev eth0\n\
+                  addr add fd00:9::2/64 dev eth0 nodad\n");
         Sandbox {
             netns,
             container_id: format!("{n:064x}"),
@@ -369,11 +365,13 @@ impl Agent {
     /// What `GET path` on `port` inside the agent's netns answers: status line, headers and body.
     #[must_use]
     pub fn http(&self, port: u16, path: &str) -> String {
-        let netns = Netns::open(Path::new(&format!("/proc/{}/ns/net", self.0.id()))).expect("the agent runs");
+        let netns =
+            netns::Netns::open(Path::new(&format!("/proc/{}/ns/net", self.0.id()))).expect("the agent runs");
         let path = path.to_owned();
         std::thread::spawn(move || {
             netns.enter().expect("the tests run as root");
-            ip("link set lo up\n");
+            let up = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+            assert!(up.expect("iproute2 is there").success(), "ip link set lo up");
             let address = SocketAddr::from((IpAddr::from([127, 0, 0, 1]), port));
             let mut stream =
                 TcpStream::connect_timeout(&address, Duration::from_secs(5)).expect("the port is open");
@@ -396,33 +394,34 @@ impl Drop for Agent {
 }
 
 impl Sandbox {
-    /// A path that other processes can open while this value lives.
+    /// `CNI_NETNS`.
     #[must_use]
     pub fn path(&self) -> String {
-        format!("/proc/{}/fd/{}", std::process::id(), self.netns.as_fd().as_raw_fd())
-    }
-
-    /// Run `f` on a thread inside the pod's netns.
-    pub fn inside<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                self.netns.enter().expect("the tests run as root");
-                f()
-            });
-            inside.join().expect("the thread inside the netns ends")
-        })
+        self.netns.path().display().to_string()
     }
 
     /// Our tables in the pod's netns.
     #[must_use]
     pub fn tables(&self) -> Vec<Table> {
-        self.inside(|| {
+        self.netns.run(|| {
             let socket = Netlink::Netfilter.open().expect("a netlink socket can be made");
             kernel::Nftables::new(socket).expect("it can be used").observe().expect("it can be read")
         })
     }
 
-    /// What is programmed.
+    /// What `ip` prints for `arguments` in the pod's netns.
+    #[must_use]
+    pub fn ip(&self, arguments: &str) -> String {
+        self.netns.program("ip", &arguments.split(' ').collect::<Vec<_>>(), "")
+    }
+
+    /// Whether `::6` is on `lo`.
+    #[must_use]
+    pub fn has_passthrough(&self) -> bool {
+        self.ip("-6 addr show dev lo").contains("inet6 ::6/128")
+    }
+
+    /// Whether our rules are programmed; see also [`Sandbox::has_passthrough`].
     ///
     /// # Panics
     /// When it is neither nothing nor complete.
@@ -435,14 +434,6 @@ impl Sandbox {
         }
         if tables.is_empty() { Programmed::Nothing } else { Programmed::Complete }
     }
-}
-
-/// Run a batch of ip(8) commands in the calling thread's netns.
-fn ip(batch: &str) {
-    let mut child =
-        Command::new("ip").args(["-batch", "-"]).stdin(Stdio::piped()).spawn().expect("iproute2 is there");
-    child.stdin.take().expect("stdin is piped").write_all(batch.as_bytes()).expect("ip reads stdin");
-    assert!(child.wait().expect("ip ends").success(), "ip -batch: {batch}");
 }
 
 /// Leave CAP_NET_ADMIN in the bounding set alone: what an exec as root then gets is that.
