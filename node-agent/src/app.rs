@@ -12,14 +12,14 @@ use agent_api::PROTOCOL;
 use agent_api::netns::Netns;
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::capabilities;
 use crate::cli::Settings;
 use crate::observability::admin::{Blocker, Endpoint, Readiness, serve};
 use crate::observability::metrics::Metrics;
-use crate::plugin_server::{self, Handler, Names, Records, Sockets};
+use crate::plugin_server::{self, Handler, Lost, Names, Records, Sockets};
 use crate::pods::Directory;
 use crate::pool::{Closer, Pool, QUEUE, THREADS};
 
@@ -32,7 +32,7 @@ const ENDING: Duration = Duration::from_secs(5);
 /// What keeps the agent from starting.
 pub(crate) fn run(settings: Settings) -> Result<()> {
     #[cfg(feature = "fault-injection")]
-    let _ = kernel::HOOK.set(agent_api::fault::point);
+    let _ = kernel::HOOK.set(plugin_server::fault);
     let run_dir = &settings.run_dir;
     DirBuilder::new()
         .recursive(true)
@@ -71,40 +71,48 @@ pub(crate) fn run(settings: Settings) -> Result<()> {
     });
     let names = Arc::new(names);
     let ending = Arc::new(AtomicBool::new(false));
-    start_role(&names, &ending, &metrics, &readiness, pods_synced).context("start the role")?;
+    let lost = start_role(&names, &ending, &metrics, &readiness, pods_synced).context("start the role")?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
     let ended =
-        runtime.block_on(serve_until_signal(&settings, sockets, handler, metrics, readiness, &ending));
+        runtime.block_on(serve_until_end(&settings, sockets, handler, metrics, readiness, &ending, lost));
     names.withdraw();
     ended
 }
 
-/// Take the public names as soon as an ADD could be answered.
+/// Take the public names as soon as an ADD could be answered. What comes out is why that became impossible.
 fn start_role(
     names: &Arc<Names>,
     ending: &Arc<AtomicBool>,
     metrics: &Metrics,
     readiness: &Arc<Readiness>,
     pods_synced: mpsc::Receiver<()>,
-) -> std::io::Result<()> {
+) -> std::io::Result<oneshot::Receiver<Lost>> {
     let (names, ending, readiness) = (Arc::clone(names), Arc::clone(ending), Arc::clone(readiness));
     let held = metrics.role.clone();
+    let (lose, lost) = oneshot::channel();
     thread::Builder::new().name("role".to_owned()).spawn(move || {
-        if pods_synced.recv().is_ok() {
-            plugin_server::hold_role(&names, PROTOCOL, &ending, &held, || readiness.clear(Blocker::Socket));
+        let backed = |backed| {
+            if backed { readiness.clear(Blocker::Socket) } else { readiness.block(Blocker::Socket) }
+        };
+        if pods_synced.recv().is_ok()
+            && let Err(error) = plugin_server::hold_role(&names, PROTOCOL, &ending, &held, backed)
+        {
+            readiness.block(Blocker::Socket);
+            let _ = lose.send(error);
         }
     })?;
-    Ok(())
+    Ok(lost)
 }
 
-async fn serve_until_signal(
+async fn serve_until_end(
     settings: &Settings,
     sockets: Sockets,
     handler: Arc<Handler>,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     ending: &AtomicBool,
+    lost: oneshot::Receiver<Lost>,
 ) -> Result<()> {
     let (end, ends) = watch::channel(false);
     let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
@@ -117,13 +125,14 @@ async fn serve_until_signal(
     if let Some(port) = settings.health_port {
         tokio::spawn(serve(settings.bind_address, port, Endpoint::Health(readiness)));
     }
-    let name = tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
+    let (signal, result) = tokio::select! {
+        _ = terminate.recv() => ("SIGTERM", Ok(())),
+        _ = interrupt.recv() => ("SIGINT", Ok(())),
+        Ok(lost) = lost => ("none", Err(lost.into())),
         // Never before the signal but by a defect: better a restart than an agent that answers nobody.
         ended = &mut accepting => return ended.context("accept connections")?.context("accept connections"),
     };
-    tracing::info!(signal = name, open_connections = metrics.connections.get(), "end");
+    tracing::info!(signal, open_connections = metrics.connections.get(), "end");
     // The names stay, so that a plugin finds a socket that refuses, and asks again. Not taken back from here on.
     ending.store(true, Ordering::Release);
     end.send_replace(true);
@@ -140,5 +149,5 @@ async fn serve_until_signal(
             "ended before all requests were answered"
         );
     }
-    Ok(())
+    result
 }

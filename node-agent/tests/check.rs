@@ -123,9 +123,38 @@ fn a_pod_without_an_address_is_told_so_and_left_alone() {
     let answer = ask(&dir, &request(Operation::Add, "a"), &pod.fds()).unwrap();
     assert_eq!(
         (answer.outcome, answer.reason.as_str()),
-        (Outcome::Fail(105), "no_address"),
+        (Outcome::Fail(110), "no_address"),
         "{}",
         answer.message
     );
     assert_eq!(pod.rules(), "");
+}
+
+#[test]
+fn rules_of_another_release_that_this_one_cannot_read_are_told_by_their_fingerprint() {
+    let dir = Dir::new();
+    dir.mesh_pod("a");
+    let _agent = Agent::start(&dir);
+    let pod = PodNetns::new();
+    let check = || {
+        let answer = ask(&dir, &request(Operation::Check, "a"), &pod.fds()).unwrap();
+        (answer.outcome, answer.reason)
+    };
+    for (form, expected) in [
+        (2, (Outcome::Done, "other_release".to_owned())),
+        (1, (Outcome::Fail(107), "rules_differ".to_owned())),
+    ] {
+        // `limit` is no expression of this release.
+        let rules = format!(
+            "table inet waylay {{\n set fingerprint {{ type mark; comment \"form {form} 0123456789abcdef\"; }}\n \
+             chain out {{ type filter hook output priority 0; policy accept;\n limit rate 5/second accept;\n }}\n }}\n"
+        );
+        let file = dir.0.join("rules.nft");
+        std::fs::write(&file, format!("flush ruleset\n{rules}")).unwrap();
+        pod.inside(move || {
+            let output = std::process::Command::new("nft").arg("-f").arg(&file).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        });
+        assert_eq!(check(), expected, "form {form}");
+    }
 }

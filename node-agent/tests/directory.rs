@@ -176,3 +176,81 @@ fn a_directory_that_comes_late_or_is_made_anew_is_found() {
     dir.mesh_pod("a");
     becomes(&dir, &agent, "a", "programmed");
 }
+
+/// A manifest whose first half is one of its own, of a pod that needs no rules.
+const HALVES: [&str; 2] = [
+    "kind: Pod\nmetadata:\n  name: a\n  namespace: n\n",
+    "  annotations: {sidecar.istio.io/status: ''}\nspec:\n  containers: [{name: istio-proxy}]\n",
+];
+
+#[test]
+fn half_a_manifest_that_parses_is_not_read_whatever_happens_beside_it() {
+    let dir = Dir::new();
+    let agent = Agent::start(&dir);
+    let mut half = File::create(file(&dir, "a.yaml")).unwrap();
+    half.write_all(HALVES[0].as_bytes()).unwrap();
+    // Neither a file of another kind nor a name of a ConfigMap volume makes it whole.
+    fs::write(file(&dir, "notes.txt"), "").unwrap();
+    fs::create_dir(file(&dir, "..1")).unwrap();
+    fs::write(file(&dir, "other.json"), "").unwrap();
+    agent.wait_log("other.json");
+    let pod = PodNetns::new();
+    thread::scope(|scope| {
+        let add = scope.spawn(|| ask(&dir, &request(Operation::Add, "a"), &pod.fds()).unwrap());
+        thread::sleep(Duration::from_millis(300));
+        half.write_all(HALVES[1].as_bytes()).unwrap();
+        drop(half);
+        assert_eq!(add.join().unwrap().reason, "programmed");
+    });
+    // Removed and written anew in place: the removal does not have the new one read.
+    for _ in 0..20 {
+        fs::remove_file(file(&dir, "a.yaml")).unwrap();
+        let mut half = File::create(file(&dir, "a.yaml")).unwrap();
+        half.write_all(HALVES[0].as_bytes()).unwrap();
+        thread::sleep(Duration::from_millis(5));
+        half.write_all(HALVES[1].as_bytes()).unwrap();
+        drop(half);
+        assert_eq!(reason(&dir, "a"), "programmed", "{}", agent.log());
+    }
+}
+
+#[test]
+fn a_manifest_that_is_being_written_when_the_agent_starts_is_waited_for() {
+    let dir = Dir::new();
+    dir.mesh_pod("whole");
+    let mut half = File::create(file(&dir, "a.yaml")).unwrap();
+    half.write_all(HALVES[0].as_bytes()).unwrap();
+    let start = Instant::now();
+    let writer = thread::spawn(move || {
+        // Still at it when the agent has waited as long as it does.
+        for _ in 0..16 {
+            half.write_all(b"\n").unwrap();
+            thread::sleep(Duration::from_millis(100));
+        }
+        half.write_all(HALVES[1].as_bytes()).unwrap();
+    });
+    let agent = Agent::start(&dir);
+    assert!((900..1500).contains(&start.elapsed().as_millis()), "{:?}\n{}", start.elapsed(), agent.log());
+    assert!(agent.http(8000, "/readyz").starts_with("HTTP/1.1 200"));
+    assert_eq!(reason(&dir, "whole"), "programmed");
+    assert_eq!(reason(&dir, "a"), "programmed", "{}", agent.log());
+    writer.join().unwrap();
+}
+
+#[test]
+fn manifests_that_have_settled_are_read_at_once_and_a_clock_ahead_costs_one_second() {
+    let dir = Dir::new();
+    dir.mesh_pod("a");
+    let age = |by: Duration, ahead: bool| {
+        let now = std::time::SystemTime::now();
+        let file = File::options().write(true).open(file(&dir, "a.yaml")).unwrap();
+        file.set_modified(if ahead { now + by } else { now - by }).unwrap();
+    };
+    for (ahead, expected) in [(false, 0..900), (true, 900..1500)] {
+        age(Duration::from_secs(60), ahead);
+        let start = Instant::now();
+        let _agent = Agent::start(&dir);
+        assert!(expected.contains(&start.elapsed().as_millis()), "{:?}", start.elapsed());
+        assert_eq!(reason(&dir, "a"), "programmed");
+    }
+}

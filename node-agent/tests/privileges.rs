@@ -94,3 +94,22 @@ fn unknown_flags_exit_with_1_and_unknown_variables_are_ignored() {
     agent.wait_log("took the socket");
     assert!(agent.log().contains("monitoring_port: None"), "{}", agent.log());
 }
+
+#[test]
+fn a_run_directory_with_too_long_a_path_is_named_with_the_limit() {
+    let dir = Dir::new();
+    let root = dir.0.to_str().unwrap().len() + 1;
+    for (len, works) in [(72, true), (73, false)] {
+        let run = dir.0.join("r".repeat(len - root));
+        let flag = format!("--cni-agent-run-dir={}", run.display());
+        let agent = Agent::spawn(&dir, &["--bounding-set=-all,+net_admin"], &[&flag]);
+        if works {
+            agent.wait_log("took the socket");
+            continue;
+        }
+        let (code, text) = agent.failed();
+        assert_eq!(code, Some(1), "{text}");
+        let expected = format!("bind the sockets in {}: its path has 73 bytes, and", run.display());
+        assert!(text.contains(&expected) && text.contains("leave room for 72"), "{text}");
+    }
+}

@@ -60,6 +60,14 @@ impl Stream {
     }
 }
 
+/// What is in the run directory.
+fn names(dir: &Dir) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(dir.run()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
 fn inode(dir: &Dir) -> u64 {
     fs::metadata(dir.requests()).unwrap().ino()
 }
@@ -210,12 +218,6 @@ fn a_removed_or_torn_name_is_put_back() {
 #[test]
 fn at_the_end_the_public_names_stay_and_the_own_ones_go() {
     let dir = Dir::new();
-    let names = |dir: &Dir| -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(dir.run()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    };
     let agent = Agent::start(&dir);
     assert_eq!(names(&dir).len(), 4);
     let idle = dial(&dir.requests());
@@ -276,4 +278,61 @@ fn names_of_agents_that_were_killed_are_swept_and_those_of_living_ones_are_not()
     let answers =
         || exchange(&dir.requests(), &request(Operation::Ping, "a"), &[], Instant::now() + RETAKE).is_ok();
     wait("an agent that answers", answers, String::new);
+}
+
+#[test]
+fn an_agent_whose_sockets_were_removed_ends_with_an_error_and_the_next_one_serves() {
+    let dir = Dir::new();
+    let agent = Agent::start(&dir);
+    // Its own names alone are no loss as long as the public ones lead to it.
+    for name in names(&dir).into_iter().filter(|name| !name.ends_with(".sock")) {
+        fs::remove_file(dir.run().join(name)).unwrap();
+    }
+    thread::sleep(Duration::from_millis(600));
+    notice_names_belong_together(&dir, &agent, 1);
+    assert!(agent.http(8000, "/readyz").starts_with("HTTP/1.1 200"), "{}", agent.log());
+    for name in names(&dir) {
+        fs::remove_file(dir.run().join(name)).unwrap();
+    }
+    agent.wait_log("this agent's own sockets were removed from the run directory");
+    assert_eq!(agent.failed().0, Some(1));
+    let _next = Agent::start(&dir);
+    exchange(&dir.requests(), &request(Operation::Ping, "a"), &[], Instant::now() + RETAKE).unwrap();
+}
+
+#[test]
+fn an_agent_that_the_kernel_refuses_does_not_take_the_role() {
+    let dir = Dir::new();
+    let _older = Agent::start(&dir);
+    let before = inode(&dir);
+    // All capabilities, but in a user namespace that its netns does not belong to: nf_tables says EPERM.
+    let newer = Agent::spawn(&dir, &["unshare", "--user", "--map-root-user"], &[]);
+    newer.wait_log("cannot serve the plugin; trying again");
+    thread::sleep(Duration::from_millis(2500));
+    assert_eq!(inode(&dir), before, "{}", newer.log());
+    assert_eq!(newer.log().matches("cannot serve the plugin").count(), 1, "{}", newer.log());
+    assert!(newer.log().contains("read the rules in the agent's own network namespace"), "{}", newer.log());
+}
+
+#[test]
+fn readiness_ends_when_neither_this_agent_nor_another_can_serve() {
+    let dir = Dir::new();
+    let agent = Agent::start(&dir);
+    let ready = |expected| {
+        let status = || agent.http(8000, "/readyz");
+        wait(expected, || status().starts_with(expected), || format!("{}{}", status(), agent.log()));
+    };
+    ready("HTTP/1.1 200");
+    let newer = Agent::start(&dir);
+    agent.wait_log("standing by");
+    thread::sleep(Duration::from_millis(500));
+    ready("HTTP/1.1 200");
+    drop(newer);
+    agent.wait_log("before=Standby");
+    // A directory in the place of the name can neither be asked nor replaced. The agent may put its own back in between.
+    let place = || fs::remove_file(dir.requests()).and_then(|()| fs::create_dir(dir.requests())).is_ok();
+    wait("a directory in the place of the name", place, || agent.log());
+    ready("HTTP/1.1 503");
+    fs::remove_dir(dir.requests()).unwrap();
+    ready("HTTP/1.1 200");
 }

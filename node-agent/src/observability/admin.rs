@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //! HTTP: `/metrics` on one port, `/readyz` and `/healthz` on the other.
 //!
-//! Anybody on the node's network may connect, so connections are few and short-lived, and nothing is read but the path.
+//! Anybody on the node's network may connect, so connections are few and short-lived, the newest always gets a place, and
+//! nothing is read but the path.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -18,17 +19,17 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::metrics::Metrics;
 
-/// Open connections per port: Prometheus and the kubelet need one or two.
+/// Open connections per port: Prometheus and the kubelet need one or two. The oldest makes room for one more.
 const CONNECTIONS: usize = 32;
-/// Time to send a request's header, also of the next request on a kept connection.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest life of a connection, so that an idle one cannot keep its place.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time to send a request's header.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest life of a connection: one request and its answer.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before another attempt to bind a port that is taken, or to accept when descriptors are used up.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -37,7 +38,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(crate) enum Blocker {
     /// The pod source has not read everything yet.
     Pods,
-    /// The socket was not taken yet.
+    /// Neither this agent nor one that it could replace serves the socket.
     Socket,
 }
 
@@ -62,11 +63,20 @@ impl Readiness {
 
     /// `blocker` is gone.
     pub(crate) fn clear(&self, blocker: Blocker) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&blocker);
+        self.lock().remove(&blocker);
+    }
+
+    /// `blocker` is there again.
+    pub(crate) fn block(&self, blocker: Blocker) {
+        self.lock().insert(blocker);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<Blocker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn left(&self) -> Vec<Blocker> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+        self.lock().iter().copied().collect()
     }
 }
 
@@ -116,18 +126,21 @@ pub(crate) async fn serve(address: Option<IpAddr>, port: u16, endpoint: Endpoint
         }
         sleep(RETRY).await;
     };
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut open = VecDeque::<JoinHandle<()>>::with_capacity(CONNECTIONS);
     loop {
-        // A place first: what is over the limit waits in the backlog.
-        let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
         match listener.accept().await {
             Ok((stream, _)) => {
+                open.retain(|task| !task.is_finished());
+                if open.len() >= CONNECTIONS
+                    && let Some(oldest) = open.pop_front()
+                {
+                    oldest.abort();
+                }
                 let endpoint = endpoint.clone();
-                tokio::spawn(async move {
-                    let _place = place;
+                open.push_back(tokio::spawn(async move {
                     // A peer that breaks off or is too slow is no news.
                     let _ = timeout(CONNECTION_TIMEOUT, connection(stream, endpoint)).await;
-                });
+                }));
             }
             Err(error) => {
                 tracing::warn!(port, %error, "accept on the {} port", endpoint.name());
@@ -157,6 +170,7 @@ async fn connection(stream: TcpStream, endpoint: Endpoint) -> hyper::Result<()> 
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
         .max_buf_size(16 * 1024)
         .serve_connection(TokioIo::new(stream), service)
         .await
@@ -186,6 +200,8 @@ mod tests {
         assert_eq!(status(&endpoint, "/readyz"), 503);
         readiness.clear(Blocker::Socket);
         assert_eq!(status(&endpoint, "/readyz"), 200);
+        readiness.block(Blocker::Socket);
+        assert_eq!(status(&endpoint, "/readyz"), 503);
     }
 
     #[test]

@@ -78,14 +78,17 @@ impl DescriptorError {
     }
 }
 
-/// Check what a peer sent; `agent` is the agent's own netns.
+/// Check what a peer sent; `agent` is the agent's own netns. Sockets that are refused stay in `fds`: closing one may
+/// wait for the kernel.
 ///
 /// # Errors
 /// [`DescriptorError`] for the first thing that is not as it must be.
-pub(crate) fn verify(fds: Vec<OwnedFd>, agent: NetnsId) -> Result<Descriptors, DescriptorError> {
-    let [pod, plugin, nfnetlink, rtnetlink] =
-        <[OwnedFd; 4]>::try_from(fds).map_err(|fds| DescriptorError::Count(fds.len()))?;
+pub(crate) fn verify(fds: &mut Vec<OwnedFd>, agent: NetnsId) -> Result<Descriptors, DescriptorError> {
+    if fds.len() != 4 {
+        return Err(DescriptorError::Count(fds.len()));
+    }
     let open = |fd, whose| Netns::from_fd(fd).map_err(|source| DescriptorError::NotNetns { whose, source });
+    let (pod, plugin) = (fds.remove(0), fds.remove(0));
     let netns = open(pod, "pod's")?;
     let id = netns.id()?;
     if id == agent {
@@ -95,12 +98,13 @@ pub(crate) fn verify(fds: Vec<OwnedFd>, agent: NetnsId) -> Result<Descriptors, D
         return Err(DescriptorError::Netns(Foreign::Plugin));
     }
     for (kind, name, fd) in
-        [(Netlink::Netfilter, "NETLINK_NETFILTER", &nfnetlink), (Netlink::Route, "NETLINK_ROUTE", &rtnetlink)]
+        [(Netlink::Netfilter, "NETLINK_NETFILTER", &fds[0]), (Netlink::Route, "NETLINK_ROUTE", &fds[1])]
     {
         kind.verify(fd.as_fd(), id).map_err(|source| DescriptorError::Socket { name, source })?;
     }
-    if is_initial(id, nfnetlink.as_fd()) {
+    if is_initial(id, fds[0].as_fd()) {
         return Err(DescriptorError::Netns(Foreign::Initial));
     }
+    let (nfnetlink, rtnetlink) = (fds.remove(0), fds.remove(0));
     Ok(Descriptors { id, netns, nfnetlink, rtnetlink })
 }

@@ -64,6 +64,14 @@ pub(crate) enum Failure {
         /// Cause.
         source: kernel::Error,
     },
+    /// The kernel refuses this agent, whatever the pod.
+    #[error("{attempt} in the agent's own network namespace: {source}")]
+    SelfTest {
+        /// What was tried.
+        attempt: &'static str,
+        /// Cause.
+        source: kernel::Error,
+    },
     /// CHECK: a table is not as written.
     #[error("check the rules in the pod's network namespace: {0}; delete the pod to have them written anew")]
     Differ(#[from] FingerprintError),
@@ -95,8 +103,10 @@ impl Failure {
             Self::Setting(SettingError::Annotation { .. }) => "invalid_annotation",
             Self::Setting(SettingError::Node { .. }) => "invalid_node_setting",
             Self::NoAddress(_) => "no_address",
-            Self::Kernel { source, .. } if source.transient() => "kernel_busy",
-            Self::Kernel { .. } => "kernel_refused",
+            Self::Kernel { source, .. } | Self::SelfTest { source, .. } if source.transient() => {
+                "kernel_busy"
+            }
+            Self::Kernel { .. } | Self::SelfTest { .. } => "kernel_refused",
             Self::Differ(_) | Self::Unreadable(_) => "rules_differ",
             Self::Gone => "rules_gone",
             Self::Busy => "busy",
@@ -107,16 +117,17 @@ impl Failure {
     /// What the plugin is to do.
     pub(crate) fn outcome(&self) -> Outcome {
         let code = match self {
-            Self::Kernel { source, .. } if source.transient() => return Outcome::Retry,
-            Self::Busy => return Outcome::Retry,
-            Self::Versions { .. } | Self::Operation { .. } | Self::Frame(_) | Self::Descriptors(_) => {
-                Code::Refused
+            Self::Kernel { source, .. } | Self::SelfTest { source, .. } if source.transient() => {
+                return Outcome::Retry;
             }
-            // Neither is the pod author's to mend, and waiting does not mend it either.
-            Self::Setting(SettingError::Node { .. }) | Self::NoAddress(_) => Code::Refused,
+            // A limit of open files may be free again in a moment; a security module makes it code 11 in the end.
+            Self::Busy | Self::Frame(_) => return Outcome::Retry,
+            Self::Versions { .. } | Self::Operation { .. } | Self::Descriptors(_) => Code::Refused,
+            Self::Setting(SettingError::Node { .. }) => Code::NodeSettings,
+            Self::NoAddress(_) => Code::NoAddress,
             Self::Setting(SettingError::Annotation { .. }) => Code::PodSettings,
             Self::Pod { .. } => Code::TryAgain,
-            Self::Kernel { .. } => Code::RulesNotApplied,
+            Self::Kernel { .. } | Self::SelfTest { .. } => Code::RulesNotApplied,
             Self::Differ(_) | Self::Unreadable(_) | Self::Gone => Code::RulesDiffer,
             Self::Internal => Code::Internal,
         };

@@ -15,6 +15,8 @@ use super::failure::Failure;
 use super::program::Sandboxed;
 use super::records::Records;
 use super::reply::{Connection, Reply};
+use super::self_test;
+use super::session::Refusal;
 use crate::observability::metrics::Metrics;
 use crate::pods::{Key, PodSource};
 use crate::pool::{Closer, Job, Pool};
@@ -40,11 +42,17 @@ pub(crate) struct Handler {
     pub(crate) records: Arc<Mutex<Records>>,
 }
 
+/// What came with a request and was not handed on: to be closed after the answer, by another thread.
+struct Left {
+    fds: Vec<OwnedFd>,
+    descriptors: Option<Descriptors>,
+}
+
 /// What is left to do for an answer.
 enum Work {
     /// Nothing.
     Answer(&'static str),
-    /// Show that the pool is alive.
+    /// Show that the pool is alive, and that the kernel talks to it.
     Ping,
     /// Write rules.
     Add(Box<Config>, Descriptors),
@@ -52,11 +60,21 @@ enum Work {
     Check(Descriptors, bool),
 }
 
+/// What an ADD is to do.
+enum Decided {
+    /// Nothing, for this reason.
+    Pass(&'static str),
+    /// Write these rules.
+    Redirect(Box<Config>),
+}
+
 /// [`Work`] with the answer that it ends in.
 struct Exchange {
     work: Work,
     reply: Reply,
     container_id: String,
+    /// How long the plugin waits; zero when it does not say.
+    wait: Duration,
     closer: Closer,
     records: Arc<Mutex<Records>>,
 }
@@ -67,47 +85,52 @@ impl Handler {
         let metrics = Arc::clone(&self.metrics);
         let sandbox = request.sandbox.clone();
         let mut reply = Reply::new(connection, self.versions, metrics, request.operation, sandbox);
-        match self.decide(request, fds, &mut reply.inode).await {
+        let mut left = Left { fds, descriptors: None };
+        match self.decide(&request, &mut left, &mut reply.inode).await {
             Err(failure) => reply.send(Err(failure)),
-            Ok((_, Work::Answer(reason))) => reply.send(Ok(reason)),
-            Ok((Sandbox { container_id, .. }, work)) => {
+            Ok(Work::Answer(reason)) => reply.send(Ok(reason)),
+            Ok(work) => {
                 let (closer, records) = (self.closer.clone(), Arc::clone(&self.records));
-                self.pool.submit(Box::new(Exchange { work, reply, container_id, closer, records }));
+                let wait = Duration::from_millis(request.wait_ms);
+                let container_id = request.sandbox.container_id;
+                self.pool.submit(Box::new(Exchange { work, reply, container_id, wait, closer, records }));
             }
+        }
+        if !left.fds.is_empty() || left.descriptors.is_some() {
+            self.closer.close(left);
         }
     }
 
-    async fn decide(
-        &self,
-        request: Request,
-        fds: Vec<OwnedFd>,
-        inode: &mut u64,
-    ) -> Result<(Sandbox, Work), Failure> {
+    async fn decide(&self, request: &Request, left: &mut Left, inode: &mut u64) -> Result<Work, Failure> {
         let (ours, theirs) = (self.versions, request.protocol);
         if !ours.overlaps(theirs) {
             return Err(Failure::Versions { ours, theirs });
         }
-        let descriptors = || {
-            let descriptors = verify(fds, self.own_netns)?;
-            *inode = descriptors.id.inode;
-            Ok::<_, Failure>(descriptors)
-        };
-        let work = match request.operation {
+        match request.operation {
             Operation::Unknown => return Err(Failure::Operation { ours, theirs }),
-            Operation::Ping => Work::Ping,
-            Operation::Check => {
-                let redirected = lock(&self.records).contains(&request.sandbox.container_id);
-                Work::Check(descriptors()?, redirected)
+            Operation::Ping => return Ok(Work::Ping),
+            Operation::Add | Operation::Check => {}
+        }
+        let descriptors = verify(&mut left.fds, self.own_netns)?;
+        *inode = descriptors.id.inode;
+        if request.operation == Operation::Check {
+            let redirected = lock(&self.records).contains(&request.sandbox.container_id);
+            return Ok(Work::Check(descriptors, redirected));
+        }
+        match self.decide_add(request).await {
+            Ok(Decided::Redirect(config)) => Ok(Work::Add(config, descriptors)),
+            Ok(Decided::Pass(reason)) => {
+                left.descriptors = Some(descriptors);
+                Ok(Work::Answer(reason))
             }
-            Operation::Add => {
-                let descriptors = descriptors()?;
-                self.decide_add(&request, descriptors).await?
+            Err(failure) => {
+                left.descriptors = Some(descriptors);
+                Err(failure)
             }
-        };
-        Ok((request.sandbox, work))
+        }
     }
 
-    async fn decide_add(&self, request: &Request, descriptors: Descriptors) -> Result<Work, Failure> {
+    async fn decide_add(&self, request: &Request) -> Result<Decided, Failure> {
         let Sandbox { namespace, name, uid, .. } = &request.sandbox;
         let key = Key { namespace, name, uid: uid.as_deref() };
         let mut pod = self
@@ -115,17 +138,17 @@ impl Handler {
             .find(key, Instant::now() + POD_WAIT)
             .await
             .map_err(|absent| Failure::Pod { pod: format!("{namespace}/{name}"), absent })?;
-        if let Some(annotations) = request.annotations.clone().filter(|map| !map.is_empty()) {
+        if let Some(annotations) = request.annotations.clone() {
             pod = Arc::new(Arc::unwrap_or_clone(pod).with_annotations(annotations));
         }
         match decide(&pod) {
-            Decision::Pass(reason) => Ok(Work::Answer(reason.code())),
+            Decision::Pass(reason) => Ok(Decided::Pass(reason.code())),
             Decision::Redirect => {
                 let config = Config::from_pod(&pod, &request.environment)?;
                 for warning in &config.warnings {
                     tracing::warn!(pod.namespace = namespace, pod.name = name, "{warning}");
                 }
-                Ok(Work::Add(Box::new(config), descriptors))
+                Ok(Decided::Redirect(Box::new(config)))
             }
         }
     }
@@ -156,10 +179,15 @@ impl Handler {
 
 impl Job for Exchange {
     fn run(self: Box<Self>) {
-        let Self { work, reply, container_id, closer, records } = *self;
+        let Self { work, reply, container_id, wait, closer, records } = *self;
+        // It asks again, or has failed; what would be written now could be of a sandbox that is gone.
+        if !wait.is_zero() && reply.age() > wait {
+            reply.give_up(&Refusal::GaveUp);
+            return closer.close(work);
+        }
         let (descriptors, config, redirected) = match work {
             Work::Answer(reason) => return reply.send(Ok(reason)),
-            Work::Ping => return reply.send(Ok("alive")),
+            Work::Ping => return reply.send(self_test::run().map(|()| "alive")),
             Work::Add(config, descriptors) => (descriptors, Some(config), true),
             Work::Check(descriptors, redirected) => (descriptors, None, redirected),
         };
@@ -183,6 +211,7 @@ impl Job for Exchange {
 
     fn refuse(self: Box<Self>) {
         self.reply.send(Err(Failure::Busy));
+        self.closer.close(self.work);
     }
 }
 

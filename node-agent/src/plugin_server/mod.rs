@@ -11,6 +11,7 @@ mod program;
 mod records;
 mod reply;
 mod role;
+mod self_test;
 mod session;
 mod socket;
 #[cfg(test)]
@@ -32,7 +33,9 @@ use tokio::time::sleep;
 
 pub(crate) use handler::Handler;
 pub(crate) use records::Records;
-pub(crate) use role::run as hold_role;
+pub(crate) use role::{Lost, run as hold_role};
+#[cfg(feature = "fault-injection")]
+pub(crate) use self_test::fault;
 pub(crate) use socket::{Names, Sockets, bind_beside, sweep};
 
 use reply::Connection;

@@ -63,10 +63,20 @@ impl Sandboxed {
     /// # Errors
     /// [`Failure`] when they differ, are gone or cannot be read.
     pub(crate) fn check(&mut self, redirected: bool) -> Result<&'static str, Failure> {
-        let tables = self.nftables.observe().map_err(|source| match source {
-            Error::Decode { .. } => Failure::Unreadable(source),
-            source => Failure::Kernel { attempt: "read the rules", source },
-        })?;
+        let tables = match self.nftables.observe() {
+            Ok(tables) => tables,
+            Err(source @ Error::Decode { .. }) => {
+                // Another release may write what this one cannot read; its fingerprint can be read always.
+                let outlines = self.nftables.outlines().map_err(kernel("read the fingerprints"))?;
+                let other = |table| Fingerprint::verify(table) == Err(FingerprintError::OtherForm);
+                return if outlines.iter().any(other) {
+                    Ok("other_release")
+                } else {
+                    Err(Failure::Unreadable(source))
+                };
+            }
+            Err(source) => return Err(kernel("read the rules")(source)),
+        };
         if tables.is_empty() {
             return if redirected { Err(Failure::Gone) } else { Ok("not_redirected") };
         }

@@ -12,6 +12,7 @@ use agent_api::{Answer, Operation, Outcome, Sandbox, Versions, fault_point};
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::failure::{Failure, op};
+use super::session::Refusal;
 use crate::observability::metrics::Metrics;
 
 /// The open connection of a plugin, counted.
@@ -68,6 +69,25 @@ impl Reply {
     /// Answer, then log and count.
     pub(crate) fn send(mut self, result: Result<&'static str, Failure>) {
         self.answer(&result);
+    }
+
+    /// How long ago the connection was accepted.
+    pub(crate) fn age(&self) -> Duration {
+        self.owed.as_ref().map(|connection| connection.since.elapsed()).unwrap_or_default()
+    }
+
+    /// Hang up without an answer: nobody waits for it.
+    pub(crate) fn give_up(mut self, refusal: &Refusal) {
+        self.owed = None;
+        self.metrics.refuse(refusal.reason());
+        tracing::warn!(
+            op = op(self.operation),
+            reason = refusal.reason(),
+            pod.namespace = self.sandbox.namespace,
+            pod.name = self.sandbox.name,
+            container_id = self.sandbox.container_id,
+            "{refusal}"
+        );
     }
 
     fn answer(&mut self, result: &Result<&'static str, Failure>) {

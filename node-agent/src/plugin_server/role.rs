@@ -1,21 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Who serves the public names: one agent at a time, the newest that works.
 //!
-//! An agent takes the names once it could answer an ADD. An agent that finds them taken stands by: it goes on with what
-//! it has accepted, asks the other one four times a second whether it is alive, and takes them back at the first
-//! question without an answer. Both then serve whoever connected to them, so that being wrong about it costs nothing.
+//! An agent takes the names once it could answer an ADD, which it tries on its own netns each time before it takes them.
+//! An agent that finds them taken stands by: it goes on with what it has accepted, asks the other one four times a second
+//! whether it is alive and could answer an ADD, and takes them back at the first question without such an answer. Both
+//! then serve whoever connected to them, so that being wrong about it costs nothing.
 //!
 //! [`Role`] decides, without I/O; [`run`] is the thread that looks, asks and renames. It is a thread so that it goes on
 //! whatever the event loop does.
 
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agent_api::{Operation, Request, Sandbox, Versions, exchange};
+use agent_api::{Answer, Operation, Outcome, Request, Sandbox, Versions, exchange};
+use cni::Code;
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::self_test;
 use super::socket::{Holder, Names};
 
 /// Pause between two looks.
@@ -23,6 +27,8 @@ const PERIOD: Duration = Duration::from_millis(250);
 /// How long the other agent may take to answer. With [`PERIOD`] before it, an agent that dies or hangs is replaced
 /// after 550 ms, and one that dies just after it took the names after 800 ms.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(300);
+/// Pause after the names could not be taken.
+const REFUSED_PERIOD: Duration = Duration::from_secs(1);
 
 /// What this agent is at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,49 +80,69 @@ impl Role {
     }
 }
 
-/// Hold the names or stand by until `ending`. `taken` is called when they were taken for the first time.
+/// The names cannot be taken any more.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "take the socket: this agent's own sockets were removed from the run directory; only a restart makes new ones"
+)]
+pub(crate) struct Lost(#[source] io::Error);
+
+/// Hold the names or stand by until `ending`. `backed` is told at every look whether this agent, or one that this one
+/// would replace, answers the plugin.
+///
+/// # Errors
+/// [`Lost`].
 pub(crate) fn run(
     names: &Names,
     versions: Versions,
     ending: &AtomicBool,
     held: &Gauge,
-    taken: impl FnOnce(),
-) {
+    backed: impl Fn(bool),
+) -> Result<(), Lost> {
     let mut role = Role::Newcomer;
-    let mut taken = Some(taken);
+    let mut told = None;
     while !ending.load(Ordering::Acquire) {
         let before = role;
         let mut action = role.see(names.holder());
         if action == Action::Probe {
             action = Role::probed(alive(names.public(), versions));
         }
+        let mut unfit = None;
         if action == Action::Take && !ending.load(Ordering::Acquire) {
-            take(names, &mut role);
+            unfit = take(names, &mut role)?;
         }
-        if role == Role::Holder
-            && let Some(taken) = taken.take()
-        {
-            taken();
-        }
-        held.set(i64::from(matches!(role, Role::Holder | Role::Torn)));
+        backed(unfit.is_none());
+        held.set(i64::from(unfit.is_none() && matches!(role, Role::Holder | Role::Torn)));
         if role == Role::Standby && before != Role::Standby {
             tracing::info!(socket = %names.public().display(), "another agent took the socket; standing by");
         }
-        thread::sleep(PERIOD);
+        // Once for each change: it is tried every second.
+        if let Some(error) = unfit.as_ref().filter(|_| told != unfit) {
+            tracing::error!(socket = %names.public().display(), error, "cannot serve the plugin; trying again");
+        }
+        thread::sleep(if unfit.is_none() { PERIOD } else { REFUSED_PERIOD });
+        told = unfit;
     }
+    Ok(())
 }
 
-fn take(names: &Names, role: &mut Role) {
+/// Take the names. What comes back is why not, for now.
+fn take(names: &Names, role: &mut Role) -> Result<Option<String>, Lost> {
+    if let Err(error) = self_test::run() {
+        return Ok(Some(error.to_string()));
+    }
     match names.take() {
         Ok(()) => {
             tracing::info!(socket = %names.public().display(), before = ?role, "took the socket");
             role.took();
+            Ok(None)
         }
-        Err(error) => tracing::error!(socket = %names.public().display(), %error, "take the socket"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Lost(error)),
+        Err(error) => Ok(Some(format!("take the socket: {error}"))),
     }
 }
 
-/// Whether the holder answers; what it answers does not matter.
+/// Whether the holder answers, and could answer an ADD.
 fn alive(public: &Path, versions: Versions) -> bool {
     let request = Request {
         protocol: versions,
@@ -127,12 +153,22 @@ fn alive(public: &Path, versions: Versions) -> bool {
         wait_ms: PROBE_TIMEOUT.as_millis() as u64,
     };
     match exchange(public, &request, &[], Instant::now() + PROBE_TIMEOUT) {
-        Ok(_) => true,
+        Ok(answer) if serves(&answer) => true,
+        Ok(answer) => {
+            tracing::warn!(error = answer.message, "the agent that holds the socket cannot answer an ADD");
+            false
+        }
         Err(error) => {
             tracing::warn!(%error, "the agent that holds the socket does not answer");
             false
         }
     }
+}
+
+/// One that is too busy or of too different a release is alive all the same; one that the kernel refuses to talk to is
+/// of no use.
+fn serves(answer: &Answer) -> bool {
+    answer.outcome != Outcome::Fail(Code::RulesNotApplied.number())
 }
 
 #[cfg(test)]
@@ -180,5 +216,19 @@ mod tests {
         let mut role = Role::Holder;
         assert_eq!(role.see(Holder::Torn), Action::Wait);
         assert_eq!((role.see(Holder::Other), role), (Action::Probe, Role::Standby));
+    }
+
+    #[test]
+    fn a_holder_that_the_kernel_refuses_is_replaced_and_a_busy_or_distant_one_is_not() {
+        let answer = |outcome| Answer {
+            protocol: agent_api::PROTOCOL,
+            outcome,
+            reason: String::new(),
+            message: String::new(),
+        };
+        for outcome in [Outcome::Done, Outcome::Retry, Outcome::Fail(Code::Refused.number())] {
+            assert!(serves(&answer(outcome)), "{outcome:?}");
+        }
+        assert!(!serves(&answer(Outcome::Fail(Code::RulesNotApplied.number()))));
     }
 }

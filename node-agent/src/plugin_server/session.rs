@@ -42,6 +42,9 @@ pub(crate) enum Refusal {
     /// The agent ends, and nothing was asked yet.
     #[error("the agent ends")]
     Shutdown,
+    /// The request waited in the queue for longer than the plugin waits for an answer.
+    #[error("the plugin gave up before the work began")]
+    GaveUp,
     /// The message is longer than any request.
     #[error("{0}")]
     TooLong(FrameError),
@@ -62,6 +65,7 @@ impl Refusal {
             Self::Timeout => "timeout",
             Self::Closed => "closed_early",
             Self::Shutdown => "shutdown",
+            Self::GaveUp => "plugin_gave_up",
             Self::TooLong(_) => "too_long",
             Self::Receive(_) => "receive_error",
             Self::Malformed(_) => "malformed",
@@ -86,8 +90,8 @@ pub(crate) async fn serve(connection: Connection, handler: &Handler, ending: wat
     fault_point("agent:request:receive:before");
     let received = receive(&connection, ending).await;
     fault_point("agent:request:receive:after");
-    let (request, fds) = match received {
-        Ok((request, fds)) => (request, fds),
+    let frame = match received {
+        Ok(frame) => frame,
         Err(Refusal::Receive(FrameError::DescriptorsDenied)) => {
             // The bytes came, but cannot be believed without their descriptors; the plugin is told why.
             let metrics = Arc::clone(&handler.metrics);
@@ -95,29 +99,34 @@ pub(crate) async fn serve(connection: Connection, handler: &Handler, ending: wat
             return Reply::new(connection, handler.versions, metrics, Operation::Unknown, nobody)
                 .send(Err(Failure::Frame(FrameError::DescriptorsDenied)));
         }
-        Err(refusal) => {
-            handler.metrics.refuse(refusal.reason());
-            return tracing::warn!(reason = refusal.reason(), error = %refusal, "refused a peer");
-        }
+        Err(refusal) => return refuse(handler, &refusal),
     };
-    handler.handle(connection, request, fds).await;
+    match Request::decode(&frame.bytes) {
+        Ok(request) => handler.handle(connection, request, frame.fds).await,
+        Err(error) => {
+            drop(connection);
+            refuse(handler, &error.into());
+            handler.closer.close(frame.fds);
+        }
+    }
 }
 
-async fn receive(
-    connection: &Connection,
-    ending: watch::Receiver<bool>,
-) -> Result<(Request, Vec<OwnedFd>), Refusal> {
+fn refuse(handler: &Handler, refusal: &Refusal) {
+    handler.metrics.refuse(refusal.reason());
+    tracing::warn!(reason = refusal.reason(), error = %refusal, "refused a peer");
+}
+
+async fn receive(connection: &Connection, ending: watch::Receiver<bool>) -> Result<Frame, Refusal> {
     // Most plugins have sent by now: no need to ask epoll.
     let first = match frame::receive(connection.socket()) {
         Err(FrameError::Io(Errno::EAGAIN)) => wait(connection, ending).await?,
         first => first,
     };
-    let frame = first.map_err(|error| match error {
+    first.map_err(|error| match error {
         FrameError::Closed => Refusal::Closed,
         FrameError::TooLong(_) => Refusal::TooLong(error),
         error => Refusal::Receive(error),
-    })?;
-    Ok((Request::decode(&frame.bytes)?, frame.fds))
+    })
 }
 
 async fn wait(

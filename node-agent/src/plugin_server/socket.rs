@@ -20,6 +20,10 @@ use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bin
 /// Names of agents that died without cleaning up go at the start of the next one, when they are this old: a younger
 /// one may be about to listen.
 const STALE: Duration = Duration::from_secs(10);
+/// Longest address of a socket in bytes: `sun_path` without its NUL (unix(7)).
+const ADDRESS: usize = 107;
+/// Longest name that an agent adds to the run directory. A process id has up to 22 bits.
+const LONGEST: &str = "/waylay-notice.sock.3fffff-ffffffff";
 
 /// Whose the public names are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +49,8 @@ pub(crate) struct Names {
 struct Name {
     own: PathBuf,
     public: PathBuf,
+    /// Device and inode once bound. The socket keeps its inode, so that no other file can have the number.
+    id: Option<(u64, u64)>,
 }
 
 /// Both sockets, non-blocking.
@@ -58,12 +64,17 @@ pub(crate) struct Sockets {
 /// Bind both sockets in `run_dir`, beside the public names.
 ///
 /// # Errors
-/// Those of socket(2), bind(2) and chmod(2).
+/// Those of socket(2), bind(2) and chmod(2), and [`io::ErrorKind::InvalidInput`] when the path of `run_dir` is too long.
 pub(crate) fn bind_beside(run_dir: &Path) -> io::Result<(Sockets, Names)> {
+    let (len, limit) = (run_dir.as_os_str().len(), ADDRESS - LONGEST.len());
+    if len > limit {
+        let text = format!("its path has {len} bytes, and the addresses of sockets leave room for {limit}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     // In containers every agent is process 1.
     let id = format!("{:x}-{:x}", process::id(), since_epoch.as_micros() & 0xffff_ffff);
-    let names = Names {
+    let mut names = Names {
         requests: Name::new(path::requests(run_dir), &id),
         notices: Name::new(path::notices(run_dir), &id),
     };
@@ -116,7 +127,8 @@ impl Names {
     /// Take both public names. Notices first: whoever has the requests has both.
     ///
     /// # Errors
-    /// Those of link(2) and rename(2); whatever was not taken is another agent's still.
+    /// Those of link(2) and rename(2); whatever was not taken is another agent's still. [`io::ErrorKind::NotFound`]:
+    /// this agent's own names are gone, or the run directory is, and asking again does not help.
     pub(crate) fn take(&self) -> io::Result<()> {
         self.notices.take()?;
         self.requests.take()
@@ -137,14 +149,15 @@ impl Name {
     fn new(public: PathBuf, id: &str) -> Self {
         let mut own = public.clone().into_os_string();
         own.push(format!(".{id}"));
-        Self { own: own.into(), public }
+        Self { own: own.into(), public, id: None }
     }
 
-    fn bind(&self, kind: SockType) -> io::Result<OwnedFd> {
+    fn bind(&mut self, kind: SockType) -> io::Result<OwnedFd> {
         let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
         bind(fd.as_raw_fd(), &UnixAddr::new(&self.own)?)?;
         // Nobody but root; the peer's uid is looked at all the same.
         fs::set_permissions(&self.own, Permissions::from_mode(0o600))?;
+        self.id = Some(id(&self.own)?);
         Ok(fd)
     }
 
@@ -162,10 +175,12 @@ impl Name {
 
     /// Whether the public name leads to our socket; nothing when it leads nowhere.
     fn is_ours(&self) -> Option<bool> {
-        let id = |path| fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()));
-        let public = id(&self.public).ok()?;
-        Some(id(&self.own).is_ok_and(|own| own == public))
+        Some(Some(id(&self.public).ok()?) == self.id)
     }
+}
+
+fn id(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()))
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -45,6 +45,12 @@ impl PodSource for OnePod {
     }
 }
 
+/// Of a mesh pod, with a list that has an empty element.
+fn bad_annotations() -> BTreeMap<String, String> {
+    let all = [("sidecar.istio.io/status", ""), ("traffic.sidecar.istio.io/excludeInboundPorts", "80,")];
+    all.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
 fn handler(versions: Versions, queue: usize) -> Handler {
     Handler {
         versions,
@@ -196,8 +202,7 @@ async fn check_tells_rules_that_are_gone_from_rules_that_never_were() {
 async fn an_annotation_error_of_the_runtime_s_map_fails_with_its_code() {
     let handler = handler(PROTOCOL, 8);
     let mut add = request(PROTOCOL, Operation::Add, "a");
-    let bad = ("traffic.sidecar.istio.io/excludeInboundPorts".to_owned(), "80,".to_owned());
-    add.annotations = Some(BTreeMap::from([bad]));
+    add.annotations = Some(bad_annotations());
     let answer = ask(&handler, &add, &sandbox()).await;
     assert_eq!((answer.outcome, answer.reason.as_str()), (Outcome::Fail(101), "invalid_annotation"));
     assert!(
@@ -267,5 +272,94 @@ async fn a_silent_peer_is_closed_after_five_seconds_and_at_the_end_of_the_agent(
         assert_eq!(recv(plugin.as_raw_fd(), &mut [0], MsgFlags::empty()), Ok(0));
         let counted = format!("waylay_refused_peers_total{{reason=\"{reason}\"}} 1");
         assert!(handler.metrics.render().contains(&counted));
+    }
+}
+
+#[test]
+fn a_ping_tells_that_the_kernel_refuses_this_agent() {
+    let ping = |allowed: bool| {
+        thread::spawn(move || {
+            if !allowed {
+                // The threads of the pool inherit it.
+                caps::drop(None, caps::CapSet::Effective, caps::Capability::CAP_NET_ADMIN).unwrap();
+            }
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let request = request(PROTOCOL, Operation::Ping, "");
+            runtime.block_on(async { ask(&handler(PROTOCOL, 8), &request, &[]).await })
+        })
+        .join()
+        .unwrap()
+    };
+    assert_eq!(ping(true).outcome, Outcome::Done);
+    let refused = ping(false);
+    assert_eq!((refused.outcome, refused.reason.as_str()), (Outcome::Fail(106), "kernel_refused"));
+}
+
+#[tokio::test]
+async fn a_request_whose_plugin_has_given_up_is_dropped_without_work() {
+    struct Slow(Duration);
+    impl Job for Slow {
+        fn run(self: Box<Self>) {
+            thread::sleep(self.0);
+        }
+        fn refuse(self: Box<Self>) {}
+    }
+    let handler = handler(PROTOCOL, 8);
+    let fds = sandbox();
+    let mut add = request(PROTOCOL, Operation::Add, "a");
+    // Zero: a plugin that does not say how long it waits is served however late.
+    for (wait_ms, expected) in [(100, None), (0, Some("programmed")), (60_000, Some("unchanged"))] {
+        add.wait_ms = wait_ms;
+        handler.pool.submit(Box::new(Slow(Duration::from_millis(200))));
+        let answer = exchange(&handler, &add.encode(), &fds).await;
+        assert_eq!(answer.as_ref().map(|answer| answer.reason.as_str()), expected);
+    }
+    let counted = "waylay_refused_peers_total{reason=\"plugin_gave_up\"} 1";
+    assert!(handler.metrics.render().contains(counted), "{}", handler.metrics.render());
+}
+
+#[tokio::test]
+async fn descriptors_are_closed_after_the_answer_by_the_closer() {
+    struct Held(std::sync::mpsc::Receiver<()>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            let _ = self.0.recv();
+        }
+    }
+    /// How many sockets of NETLINK_NETFILTER are open in a netns: protocol 12, in the second column.
+    fn sockets(netns: &OwnedFd) -> usize {
+        let netns = Netns::from_fd(netns.try_clone().unwrap()).unwrap();
+        let count = move || {
+            netns.enter().unwrap();
+            let table = std::fs::read_to_string("/proc/thread-self/net/netlink").unwrap();
+            // The kernel's own has port id 0.
+            let columns = |line: &str| line.split_whitespace().skip(1).take(2).map(str::to_owned).collect();
+            table.lines().map(columns).filter(|c: &Vec<_>| c[0] == "12" && c[1] != "0").count()
+        };
+        thread::spawn(count).join().unwrap()
+    }
+    let mut plain = request(PROTOCOL, Operation::Add, "a");
+    plain.annotations = Some(BTreeMap::from([("istio.io/dataplane-mode".to_owned(), "none".to_owned())]));
+    let mut bad = plain.clone();
+    bad.annotations = Some(bad_annotations());
+    let unknown = request(PROTOCOL, Operation::Unknown, "a");
+    for (request, expected) in
+        [(plain, "no_sidecar"), (bad, "invalid_annotation"), (unknown, "unknown_operation")]
+    {
+        let handler = handler(PROTOCOL, 8);
+        let (release, held) = std::sync::mpsc::channel();
+        handler.closer.close(Held(held));
+        let fds = sandbox();
+        let netns = fds[0].try_clone().unwrap();
+        // nf_tables binds the port at the first message; without it all have port id 0.
+        nix::sys::socket::bind(fds[2].as_raw_fd(), &nix::sys::socket::NetlinkAddr::new(0, 0)).unwrap();
+        assert_eq!(sockets(&netns), 1);
+        assert_eq!(ask(&handler, &request, &fds).await.reason, expected);
+        drop(fds);
+        assert_eq!(sockets(&netns), 1, "{expected}: closed on the event loop");
+        release.send(()).unwrap();
+        while sockets(&netns) != 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }

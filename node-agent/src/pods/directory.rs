@@ -3,20 +3,29 @@
 //!
 //! Owns a thread that reads files and follows inotify events. A file that cannot be used is logged by name and left
 //! out, and its pods are unknown until it is mended: an older version of it could be of another pod. Never writes.
+//!
+//! # When a file is read
+//! Half a manifest may parse, and then decide wrongly. So a file is read when an event says that it is whole (closed by
+//! its writer, or renamed into place), and a file that is merely found, at start or after events were lost, only when
+//! nobody has written to it for [`SETTLE`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::panic;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant as Clock, SystemTime};
 
-use inotify::{EventMask, Inotify, WatchMask};
+use inotify::{EventMask, Events, Inotify, WatchMask};
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use prometheus_client::metrics::gauge::Gauge;
 use redirect::Pod;
 use tokio::sync::watch;
@@ -30,6 +39,11 @@ use super::{Absent, Found, Key, PodSource};
 const MAX_LEN: u64 = 4 << 20;
 /// Pause while the directory is missing.
 const RETRY: Duration = Duration::from_millis(500);
+/// A file that was written to this recently may be half of what it is to be.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How long the first reading waits for such files: each gets one second look. What is still being written then is
+/// unknown until its writer closes it.
+const START: Duration = Duration::from_millis(1200);
 
 /// A watched directory.
 pub(crate) struct Directory {
@@ -62,10 +76,28 @@ struct Watcher {
     shared: Arc<Shared>,
     /// Files that cannot be used, with the reason last logged.
     bad: BTreeMap<String, String>,
+    /// Files that were found too soon after they were written to.
+    fresh: BTreeMap<String, Fresh>,
+}
+
+/// When to look at a file again, and when it had last been written to.
+struct Fresh {
+    due: Clock,
+    modified: SystemTime,
+}
+
+/// What the events of one buffer ask for.
+#[derive(Default)]
+struct Asked {
+    /// By name, the last event: whether the file is there and whole.
+    files: BTreeMap<String, bool>,
+    scan: bool,
+    gone: bool,
 }
 
 impl Directory {
-    /// Start to watch `path`; `synced` is called when every file in it was read once. The directory may come later.
+    /// Start to watch `path`; `synced` is called when every file in it was read once, or was being written
+    /// to for as long as [`START`]. The directory may come later.
     ///
     /// # Errors
     /// Those of starting a thread.
@@ -76,7 +108,8 @@ impl Directory {
     ) -> io::Result<Self> {
         let (changed, changes) = watch::channel(0);
         let shared = Arc::new(Shared { path, index: Mutex::default(), changed, bad });
-        let mut watcher = Watcher { shared: Arc::clone(&shared), bad: BTreeMap::new() };
+        let mut watcher =
+            Watcher { shared: Arc::clone(&shared), bad: BTreeMap::new(), fresh: BTreeMap::new() };
         thread::Builder::new().name("pods".to_owned()).spawn(move || watcher.run(synced))?;
         Ok(Self { shared, changes })
     }
@@ -141,10 +174,7 @@ impl Watcher {
             match self.start() {
                 Ok(inotify) => {
                     told = false;
-                    if let Some(synced) = synced.take() {
-                        synced();
-                    }
-                    self.follow(inotify);
+                    self.follow(inotify, &mut synced);
                     tracing::warn!(dir = %self.shared.path.display(), "the pod manifest directory went away");
                     self.scan().unwrap_or_else(|_| self.clear());
                 }
@@ -174,55 +204,107 @@ impl Watcher {
     }
 
     /// Follow events until the directory is gone.
-    fn follow(&mut self, mut inotify: Inotify) {
+    fn follow(&mut self, mut inotify: Inotify, synced: &mut Option<impl FnOnce()>) {
         let mut buffer = [0; 4096];
+        let start_ends = Clock::now() + START;
         loop {
-            let events = match inotify.read_events_blocking(&mut buffer) {
-                Ok(events) => events,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            if (self.fresh.is_empty() || Clock::now() >= start_ends)
+                && let Some(synced) = synced.take()
+            {
+                synced();
+            }
+            let due = self.fresh.values().map(|fresh| fresh.due);
+            let until = due.chain(synced.is_some().then_some(start_ends)).min();
+            let gone = match next(&mut inotify, &mut buffer, until) {
+                Ok(asked) => self.apply(asked),
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) =>
+                {
+                    false
+                }
                 Err(_) => return,
             };
-            let mut gone = false;
-            for event in events {
-                gone |=
-                    event.mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF);
-                match event.name.and_then(OsStr::to_str) {
-                    Some(name) if Form::of(name).is_some() => {
-                        // A regular file just made is still being written: CLOSE_WRITE follows.
-                        if !event.mask.contains(EventMask::CREATE) || self.complete(name) {
-                            self.load(name);
-                        }
-                    }
-                    // A ConfigMap volume changes all its files by renaming `..data`; an overflow has no name at all.
-                    _ => drop(self.scan()),
-                }
-            }
-            self.shared.tell();
+            self.settle();
             if gone {
                 return;
             }
         }
     }
 
-    /// Whether a name that just appeared is a link to something that was there before.
+    /// Do what the events of one buffer ask for. Tells whether the directory is gone.
+    fn apply(&mut self, asked: Asked) -> bool {
+        for (name, there) in &asked.files {
+            self.fresh.remove(name);
+            // A regular file just made is still being written: CLOSE_WRITE follows.
+            if *there || self.complete(name) { self.load(name) } else { self.forget(name) }
+        }
+        if asked.scan {
+            let _ = self.scan();
+        } else if !asked.files.is_empty() {
+            self.shared.tell();
+        }
+        asked.gone
+    }
+
+    /// Whether a name is a link to something that was there before it.
     fn complete(&self, name: &str) -> bool {
         fs::symlink_metadata(self.shared.path.join(name)).is_ok_and(|m| m.is_symlink() || m.nlink() > 1)
     }
 
-    /// Read everything.
+    /// Read everything that is not being written to.
     fn scan(&mut self) -> io::Result<()> {
-        let mut names = Vec::new();
+        let mut names = BTreeSet::new();
         for entry in fs::read_dir(&self.shared.path)? {
             names.extend(entry?.file_name().into_string().ok().filter(|name| Form::of(name).is_some()));
         }
-        let gone: Vec<_> = self.shared.lock().names().filter(|name| !names.contains(name)).cloned().collect();
-        for name in gone.iter().chain(&names) {
-            self.load(name);
+        let gone: Vec<_> =
+            self.shared.lock().names().filter(|name| !names.contains(*name)).cloned().collect();
+        gone.iter().for_each(|name| self.forget(name));
+        self.fresh.clear();
+        for name in &names {
+            match self.written(name).and_then(|at| Some((at, left(at)?))) {
+                Some((modified, left)) => {
+                    self.fresh.insert(name.clone(), Fresh { due: Clock::now() + left, modified });
+                }
+                None => self.load(name),
+            }
         }
         self.bad.retain(|name, _| names.contains(name));
         self.count();
         self.shared.tell();
         Ok(())
+    }
+
+    /// Look again at the files that were fresh: those that nobody wrote to since are read.
+    fn settle(&mut self) {
+        let now = Clock::now();
+        let due: Vec<_> =
+            self.fresh.iter().filter(|(_, fresh)| fresh.due <= now).map(|(name, _)| name.clone()).collect();
+        for name in &due {
+            match (self.fresh.remove(name), self.written(name)) {
+                (Some(fresh), Some(modified)) if fresh.modified != modified => {
+                    self.fresh.insert(name.clone(), Fresh { due: now + SETTLE, modified });
+                }
+                _ => self.load(name),
+            }
+        }
+        if !due.is_empty() {
+            self.shared.tell();
+        }
+    }
+
+    /// When a regular file was last written to. Other files are not waited for: what a link of a ConfigMap volume leads
+    /// to was whole before.
+    fn written(&self, name: &str) -> Option<SystemTime> {
+        let metadata = fs::symlink_metadata(self.shared.path.join(name)).ok().filter(Metadata::is_file)?;
+        metadata.modified().ok()
+    }
+
+    /// A file is gone, or another one in its place is not whole yet.
+    fn forget(&mut self, name: &str) {
+        self.bad.remove(name);
+        self.shared.lock().remove(name);
+        self.count();
     }
 
     /// Read one file, which may be gone by now.
@@ -235,8 +317,7 @@ impl Watcher {
                 self.shared.lock().replace(name, pods);
             }
             Err(FileError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {
-                self.bad.remove(name);
-                self.shared.lock().remove(name);
+                self.forget(name);
             }
             Err(error) => {
                 self.shared.lock().remove(name);
@@ -253,12 +334,55 @@ impl Watcher {
     fn clear(&mut self) {
         *self.shared.lock() = Index::default();
         self.bad.clear();
+        self.fresh.clear();
         self.count();
         self.shared.tell();
     }
 
     fn count(&self) {
         self.shared.bad.set(i64::try_from(self.bad.len()).unwrap_or(i64::MAX));
+    }
+}
+
+/// How long a file that was written to at `modified` is fresh still. A time to come is of a wrong clock, and as good as now.
+fn left(modified: SystemTime) -> Option<Duration> {
+    SETTLE.checked_sub(modified.elapsed().unwrap_or_default()).filter(|left| !left.is_zero())
+}
+
+/// What the events ask for that are there before `until`; nothing then is [`io::ErrorKind::WouldBlock`].
+fn next(inotify: &mut Inotify, buffer: &mut [u8], until: Option<Clock>) -> io::Result<Asked> {
+    let timeout = until.map_or(PollTimeout::NONE, |until| {
+        // Rounded up, so that it is not woken too early again and again.
+        let left = until.saturating_duration_since(Clock::now()) + Duration::from_millis(1);
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    });
+    poll(&mut [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)], timeout)
+        .map_err(Errno::into)
+        .and_then(|_: i32| inotify.read_events(buffer))
+        .map(Asked::of)
+}
+
+impl Asked {
+    /// The last event of a name counts: a file that was closed and then removed may be in the making again.
+    fn of(events: Events<'_>) -> Self {
+        let mut asked = Self::default();
+        for event in events {
+            asked.gone |=
+                event.mask.intersects(EventMask::IGNORED | EventMask::DELETE_SELF | EventMask::MOVE_SELF);
+            match event.name {
+                // Events were lost.
+                None => asked.scan |= event.mask.contains(EventMask::Q_OVERFLOW),
+                // A ConfigMap volume changes all its files by renaming `..data`.
+                Some(name) if name.as_bytes().starts_with(b"..") => asked.scan = true,
+                Some(name) => {
+                    if let Some(name) = OsStr::to_str(name).filter(|name| Form::of(name).is_some()) {
+                        let whole = event.mask.intersects(EventMask::CLOSE_WRITE | EventMask::MOVED_TO);
+                        asked.files.insert(name.to_owned(), whole);
+                    }
+                }
+            }
+        }
+        asked
     }
 }
 
