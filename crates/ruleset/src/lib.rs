@@ -2,11 +2,12 @@
 //! nf_tables rule sets as data.
 //!
 //! Owns the intermediate representation between the redirect compiler and the kernel: the [`Table`] with its sets,
-//! chains and rules, what makes one legal ([`validate`]), its spelling in nft syntax ([`render`]) and the
-//! [`Plan`], everything that one pod's netns is to hold. Pure: no I/O, no clock, no logging.
+//! chains and rules, what makes one legal ([`validate`]), its spelling in nft syntax ([`render`]), what it does with a
+//! packet ([`evaluate`]) and the [`Plan`], everything that one pod's netns is to hold. Pure: no I/O, no clock, no logging.
 //!
 //! It must never know annotations, pods or netlink bytes.
 
+pub mod evaluate;
 mod model;
 mod name;
 mod plan;
