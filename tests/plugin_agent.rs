@@ -77,6 +77,26 @@ fn check_notices_a_missing_rule_and_a_missing_table() {
 }
 
 #[test]
+fn del_of_one_network_does_not_make_check_forget_the_other() {
+    let node = Node::new();
+    let _agent = node.start_agent();
+    let mut sandbox = node.sandbox("web");
+    node.write_mesh_pod(&sandbox, &[]);
+    assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+    sandbox.ifname = "net1".to_owned();
+    assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+    assert_eq!(node.plugin("DEL", &sandbox).code(), 0);
+    sandbox.netns.program("nft", &["delete", "table", "inet", "waylay"], "");
+    // Once the notice of DEL has arrived, CHECK of that network has nothing to miss.
+    let give_up = Instant::now() + Duration::from_secs(5);
+    while node.plugin("CHECK", &sandbox).code() != 0 {
+        assert!(Instant::now() < give_up, "DEL is not noticed");
+    }
+    sandbox.ifname = "eth0".to_owned();
+    assert_eq!(node.plugin("CHECK", &sandbox).code(), 107);
+}
+
+#[test]
 fn check_of_a_pod_that_is_left_alone_succeeds() {
     let node = Node::new();
     let _agent = node.start_agent();

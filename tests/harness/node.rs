@@ -91,6 +91,8 @@ pub struct Sandbox {
     pub netns: Netns,
     /// `CNI_CONTAINERID`.
     pub container_id: String,
+    /// `CNI_IFNAME`.
+    pub ifname: String,
     /// Pod name.
     pub name: String,
     /// Pod namespace.
@@ -249,6 +251,7 @@ impl Node {
         Sandbox {
             netns,
             container_id: format!("{n:064x}"),
+            ifname: "eth0".to_owned(),
             name: name.to_owned(),
             namespace: "mesh".to_owned(),
         }
@@ -268,13 +271,13 @@ impl Node {
     /// Start the plugin for `verb`, with the arguments that containerd gives.
     #[must_use]
     pub fn spawn_plugin(&self, verb: &str, sandbox: &Sandbox, config: &Value) -> Child {
-        let Sandbox { container_id, name, namespace, .. } = sandbox;
+        let Sandbox { container_id, ifname, name, namespace, .. } = sandbox;
         let mut child = Command::new(plugin_binary())
             .env_clear()
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", container_id)
             .env("CNI_NETNS", sandbox.path())
-            .env("CNI_IFNAME", "eth0")
+            .env("CNI_IFNAME", ifname)
             .env("CNI_PATH", "/opt/cni/bin")
             .env(
                 "CNI_ARGS",

@@ -72,7 +72,7 @@ enum Decided {
 struct Exchange {
     work: Work,
     reply: Reply,
-    container_id: String,
+    attachment: String,
     /// How long the plugin waits; zero when it does not say.
     wait: Duration,
     closer: Closer,
@@ -92,8 +92,8 @@ impl Handler {
             Ok(work) => {
                 let (closer, records) = (self.closer.clone(), Arc::clone(&self.records));
                 let wait = Duration::from_millis(request.wait_ms);
-                let container_id = request.sandbox.container_id;
-                self.pool.submit(Box::new(Exchange { work, reply, container_id, wait, closer, records }));
+                let attachment = attachment(&request.sandbox);
+                self.pool.submit(Box::new(Exchange { work, reply, attachment, wait, closer, records }));
             }
         }
         if !left.fds.is_empty() || left.descriptors.is_some() {
@@ -114,7 +114,7 @@ impl Handler {
         let descriptors = verify(&mut left.fds, self.own_netns)?;
         *inode = descriptors.id.inode;
         if request.operation == Operation::Check {
-            let redirected = lock(&self.records).contains(&request.sandbox.container_id);
+            let redirected = lock(&self.records).contains(&attachment(&request.sandbox));
             return Ok(Work::Check(descriptors, redirected));
         }
         match self.decide_add(request).await {
@@ -162,7 +162,7 @@ impl Handler {
         };
         self.metrics.notice(kind, reason);
         if notice.kind == NoticeKind::Del {
-            lock(&self.records).remove(&notice.sandbox.container_id);
+            lock(&self.records).remove(&attachment(&notice.sandbox));
         }
         tracing::info!(
             op = if notice.kind == NoticeKind::Pass { "add" } else { kind },
@@ -179,7 +179,7 @@ impl Handler {
 
 impl Job for Exchange {
     fn run(self: Box<Self>) {
-        let Self { work, reply, container_id, wait, closer, records } = *self;
+        let Self { work, reply, attachment, wait, closer, records } = *self;
         // It asks again, or has failed; what would be written now could be of a sandbox that is gone.
         if !wait.is_zero() && reply.age() > wait {
             reply.give_up(&Refusal::GaveUp);
@@ -199,7 +199,7 @@ impl Job for Exchange {
             Some(config) => {
                 let result = sandboxed.add(*config);
                 if result.is_ok() {
-                    lock(&records).insert(&container_id);
+                    lock(&records).insert(&attachment);
                 }
                 result
             }
@@ -213,6 +213,11 @@ impl Job for Exchange {
         self.reply.send(Err(Failure::Busy));
         self.closer.close(self.work);
     }
+}
+
+/// What ADD and DEL come in pairs for: several networks may run the plugin in one sandbox.
+fn attachment(sandbox: &Sandbox) -> String {
+    format!("{} {}", sandbox.container_id, sandbox.ifname)
 }
 
 fn lock(records: &Mutex<Records>) -> MutexGuard<'_, Records> {

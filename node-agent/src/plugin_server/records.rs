@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which sandboxes this process has redirected, so that CHECK can tell rules that are gone from rules that never were.
+//! Which attachments this process has redirected, so that CHECK can tell rules that are gone from rules that never were.
 //!
 //! In memory and bounded: after a restart of the agent, or beyond [`LIMIT`], an empty netns counts as never redirected.
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Sandboxes remembered; a node runs a few hundred.
+/// Attachments remembered; a node runs a few hundred.
 const LIMIT: usize = 4096;
 
-/// The container ids of redirected sandboxes.
+/// The names of redirected attachments.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
     by_id: HashMap<String, u64>,
