@@ -20,7 +20,7 @@ use harness::netns::Netns;
 use harness::packet::{Expected, Packet, Protocol, Verdict, Way};
 use harness::{cases, oracle, sequence};
 use kernel::{Applied, Backend as _, Nftables};
-use ruleset::{IfName, L4, evaluate};
+use ruleset::{Form, IfName, L4, evaluate};
 use serde_json::Value;
 
 /// Rows of the matrix where we do something else than upstream does by accident, and why.
@@ -150,27 +150,33 @@ fn every_row_of_the_matrix_gets_its_verdict() {
         }
     }
     groups.extend(sequences.into_iter().map(|row| vec![row]));
-    let results = for_each(groups, |group| {
-        let failures = if is_sequence(&group[0]) { run_sequence(&group[0]) } else { run_packets(&group) };
+    let groups: Vec<_> =
+        Form::ALL.into_iter().flat_map(|form| groups.iter().map(move |g| (form, g))).collect();
+    let results = for_each(groups, |(form, group)| {
+        let sequence = is_sequence(&group[0]);
+        let failures = if sequence { run_sequence(&group[0], form) } else { run_packets(group, form) };
         (group.len(), failures)
     });
-    report("rows of the matrix", results, rows().len() - NOT_RUN.len());
+    report("rows of the matrix, in both forms", results, 2 * (rows().len() - NOT_RUN.len()));
     for (id, why) in NOT_RUN {
         println!("not run: {id}: {why}");
     }
 }
 
-fn run_sequence(row: &Row) -> Vec<String> {
-    match sequence::verdict(row) {
+fn run_sequence(row: &Row, form: Form) -> Vec<String> {
+    match sequence::verdict(row, form) {
         Ok(verdict) if verdict == row.expected => Vec::new(),
         other => {
-            vec![format!("{} {} {}: expected {}, got {other:?}", row.id, row.profile, row.line, row.expected)]
+            vec![format!(
+                "{} {} {}: expected {}, got {other:?}\n    with {form:?}",
+                row.id, row.profile, row.line, row.expected
+            )]
         }
     }
 }
 
-fn run_packets(group: &[Row]) -> Vec<String> {
-    run_cases(&group[0].settings, &group.iter().map(case).collect::<Vec<_>>())
+fn run_packets(group: &[Row], form: Form) -> Vec<String> {
+    run_cases(&group[0].settings, form, &group.iter().map(case).collect::<Vec<_>>())
 }
 
 /// A row with its verdict, and whatever else the second reading says about its packet.
@@ -180,10 +186,10 @@ fn case(row: &Row) -> Case {
     Case { id: row.id.clone(), packet: row.packet, expected: Expected { verdict, ..expected } }
 }
 
-fn run_cases(settings: &Settings, cases: &[Case]) -> Vec<String> {
-    let lab = Lab::programmed(Servers::of(settings), &redirect::compile(&settings.config()));
+fn run_cases(settings: &Settings, form: Form, cases: &[Case]) -> Vec<String> {
+    let lab = Lab::programmed(Servers::of(settings), &redirect::compile(&settings.config()).in_form(form));
     let failures = check::run(&lab, cases, Until::End);
-    failures.into_iter().map(|failure| format!("{failure}\n    with {}", settings.text)).collect()
+    failures.into_iter().map(|failure| format!("{failure}\n    with {form:?}, {}", settings.text)).collect()
 }
 
 /// Print the sums and fail when something failed or was left out.
@@ -212,9 +218,12 @@ fn generated_packets_take_every_step_and_get_the_verdict_of_the_second_reading()
     let taken: BTreeSet<&str> =
         generated.iter().flat_map(|(_, _, traces)| traces.iter().flatten().copied()).collect();
     assert_eq!(taken, BTreeSet::from(STEPS));
-    let total = generated.iter().map(|(_, cases, _)| cases.len()).sum();
-    let results = for_each(generated, |(settings, cases, _)| (cases.len(), run_cases(&settings, &cases)));
-    report("generated packets", results, total);
+    let total: usize = generated.iter().map(|(_, cases, _)| cases.len()).sum();
+    let generated: Vec<_> =
+        Form::ALL.into_iter().flat_map(|form| generated.iter().map(move |g| (form, g))).collect();
+    let results =
+        for_each(generated, |(form, (settings, cases, _))| (cases.len(), run_cases(settings, form, cases)));
+    report("generated packets, in both forms", results, 2 * total);
 }
 
 /// The packet as the evaluator takes it. The kernel chooses a source that no rule asks for.
@@ -248,9 +257,11 @@ fn evaluated(packet: &Packet, lo: bool) -> evaluate::Packet {
 #[test]
 fn the_evaluator_agrees_with_the_second_reading() {
     let mut compared = 0;
-    for (name, settings) in configurations() {
-        let tables = redirect::compile(&settings.config()).tables;
-        for (Case { packet, expected, .. }, steps) in cases::generate(&settings) {
+    let configurations = configurations();
+    let configurations = Form::ALL.into_iter().flat_map(|form| configurations.iter().map(move |c| (form, c)));
+    for (form, (name, settings)) in configurations {
+        let tables = redirect::compile(&settings.config()).in_form(form).tables;
+        for (Case { packet, expected, .. }, steps) in cases::generate(settings) {
             let lo = matches!(packet.way, Way::Out(_, "lo"));
             let trace = match packet.way {
                 Way::Out(..) => evaluate::sent(&tables, evaluated(&packet, lo)),
@@ -271,7 +282,7 @@ fn the_evaluator_agrees_with_the_second_reading() {
             compared += 1;
         }
     }
-    assert!(compared > 50_000, "{compared}");
+    assert!(compared > 100_000, "{compared}");
 }
 
 /// The rule sets of `netns` as `nft` lists them, without what differs from run to run.
@@ -292,8 +303,10 @@ fn listing(netns: &Netns) -> Vec<Value> {
 
 #[test]
 fn compiled_rules_list_the_same_whether_we_or_nft_write_them() {
-    for (name, settings) in configurations() {
-        let tables = redirect::compile(&settings.config()).tables;
+    let configurations = configurations();
+    let configurations = Form::ALL.into_iter().flat_map(|form| configurations.iter().map(move |c| (form, c)));
+    for (form, (name, settings)) in configurations {
+        let tables = redirect::compile(&settings.config()).in_form(form).tables;
         let (ours, theirs) = (Netns::fresh(), Netns::fresh());
         theirs.program("nft", &["-f", "-"], &tables.iter().map(ruleset::render).collect::<String>());
         ours.run(move || {

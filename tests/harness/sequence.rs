@@ -5,7 +5,7 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use nix::errno::Errno;
-use ruleset::{Plan, Table};
+use ruleset::{Form, Plan, Table};
 
 use crate::check::{self, Case, Until};
 use crate::lab::{Lab, Servers};
@@ -21,12 +21,12 @@ const POD: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 /// No flags: no state of a connection expects such a segment.
 const NO_FLAGS: u8 = 0;
 
-/// The verdict of a row whose profile begins with `sp-`.
+/// The verdict of a row whose profile begins with `sp-`, with the rules in this form.
 ///
 /// # Errors
 /// A text when it shows none.
-pub fn verdict(row: &Row) -> Result<Verdict, String> {
-    let (settings, plan) = (&row.settings, redirect::compile(&row.settings.config()));
+pub fn verdict(row: &Row, form: Form) -> Result<Verdict, String> {
+    let (settings, plan) = (&row.settings, redirect::compile(&row.settings.config()).in_form(form));
     let servers = Servers::of(settings);
     let kind = row.profile.strip_prefix("sp-").expect("a row of a sequence");
     match kind.strip_suffix('6').unwrap_or(kind) {

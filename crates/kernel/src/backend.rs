@@ -60,6 +60,8 @@ const UNTOUCHED: u32 = 1;
 
 pub(crate) const WRITE: Operation = Operation { what: "write tables", points: &fault::NF_BATCH };
 
+const PROBE: Operation = Operation { what: "probe the kernel", points: &fault::NF_BATCH };
+
 /// Whether a transaction took effect.
 enum Written {
     Yes,
@@ -84,6 +86,27 @@ impl Nftables {
     /// [`Error`] when they could not be read.
     pub fn outlines(&mut self) -> Result<Vec<Table>, Error> {
         self.read_outlines()
+    }
+
+    /// Whether this kernel knows all that `tables` are made of: it is given the messages of a transaction without its
+    /// end, looks at each, and then drops them all. Changes nothing; the netns must hold no table of ours.
+    ///
+    /// What it checks only at the end of a transaction, as which statement is allowed in which hook, is not asked.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] with the first thing that it does not take.
+    pub fn probe(&mut self, tables: &[Table]) -> Result<(), Error> {
+        check(tables)?;
+        let generation = self.read_families()?.0;
+        let first = self.socket.reserve(0);
+        let batch = encode::batch(first, generation, &[], tables)?;
+        self.socket.reserve(batch.messages());
+        match self.socket.batch(&PROBE, batch.without_end(), batch.first, batch.last)? {
+            Ok(()) => Ok(()),
+            Err(Refusal { seq, errno, extack }) => {
+                Err(Error::Refused { what: batch.object(seq).to_string(), errno, extack })
+            }
+        }
     }
 
     fn write(&mut self, generation: u32, delete: &[Family], tables: &[Table]) -> Result<Written, Error> {

@@ -24,6 +24,9 @@ const ELEMENT_BYTES: usize = 60_000;
 /// Bytes to start with; the rule set of a pod with default settings has about 5,000.
 const BATCH_BYTES: usize = 16 * 1024;
 
+/// `struct nlmsghdr` and `struct nfgenmsg` of the message that ends a batch.
+const END_BYTES: usize = 20;
+
 /// A transaction, ready to send.
 pub(crate) struct Batch<'a> {
     pub(crate) bytes: Vec<u8>,
@@ -67,6 +70,11 @@ impl<'a> Batch<'a> {
     pub(crate) fn object(&self, seq: u32) -> Object<'a> {
         let position = usize::try_from(seq.wrapping_sub(self.first)).unwrap_or(usize::MAX);
         self.objects.get(position).copied().unwrap_or(Object::Batch)
+    }
+
+    /// Without its last message: the kernel then takes nothing of it over.
+    pub(crate) fn without_end(&self) -> &[u8] {
+        &self.bytes[..self.bytes.len() - END_BYTES]
     }
 
     /// How many sequence numbers it uses.

@@ -127,6 +127,34 @@ fn the_first_refused_rule_is_named_with_its_text() {
 }
 
 #[test]
+fn a_probe_takes_what_the_kernel_takes_and_changes_nothing() {
+    in_netns(|| {
+        nft("table ip other { chain c { type filter hook output priority 0; }; }");
+        let (before, generation_before) = (listing(), generation());
+        for family in [Family::Inet, Family::Ip, Family::Ip6] {
+            nftables().probe(&[everything(family)]).unwrap();
+        }
+        assert_eq!((listing(), generation()), (before, generation_before));
+    });
+}
+
+#[test]
+fn a_probe_names_what_the_kernel_does_not_take() {
+    in_netns(|| {
+        // NAT comes after connection tracking, at -200: as a chain type that an older kernel lacks, it is refused.
+        let base = Some((ChainType::Nat, Hook::Output, -300));
+        let wanted = table(Family::Inet, vec![], vec![chain("early", base, vec![])]);
+        match nftables().probe(&[wanted]) {
+            Err(Error::Refused { what, errno, .. }) => {
+                assert_eq!((what.as_str(), errno), ("add chain inet waylay early", Errno::EOPNOTSUPP));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(listing(), Vec::<Value>::new());
+    });
+}
+
+#[test]
 fn a_refused_chain_is_named_and_not_the_rules_that_fail_with_it() {
     in_netns(|| {
         // NAT comes after connection tracking, at -200.

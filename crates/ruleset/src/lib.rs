@@ -8,6 +8,7 @@
 //! It must never know annotations, pods or netlink bytes.
 
 pub mod evaluate;
+mod form;
 mod model;
 mod name;
 mod plan;
@@ -15,6 +16,7 @@ mod range;
 mod text;
 mod validate;
 
+pub use form::Form;
 pub use model::{
     BaseChain, Chain, ChainType, CtStates, Elements, Family, Field, Hook, IpFamily, L4, Match, Op, Operand,
     Rule, Set, Statement, Table,

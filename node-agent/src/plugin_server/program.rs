@@ -12,6 +12,7 @@ use ruleset::{Fingerprint, FingerprintError};
 
 use super::descriptors::Descriptors;
 use super::failure::Failure;
+use super::self_test;
 
 /// The pod's netns, open for work. Dropping it may block for 10 ms.
 pub(crate) struct Sandboxed {
@@ -41,7 +42,7 @@ impl Sandboxed {
     pub(crate) fn add(&mut self, mut config: Config) -> Result<&'static str, Failure> {
         let addresses = self.route.addresses().map_err(kernel("read the addresses"))?;
         config.ipv6 = wants_ipv6(config.dual_stack, addresses.into_iter().map(|address| address.addr))?;
-        let plan = compile(&config);
+        let plan = compile(&config).in_form(self_test::form());
         // The rules first: they alone decide whether traffic passes the proxy, and they come all or not at all.
         let applied = self.nftables.apply(&plan.tables).map_err(kernel("write the rules"))?;
         if plan.passthrough_ipv6 {
