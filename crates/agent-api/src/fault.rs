@@ -18,6 +18,8 @@ pub fn point(name: &'static str) {
     #[cfg(feature = "fault-injection")]
     {
         use std::sync::atomic::{AtomicU32, Ordering};
+        // The fault tests have a case for each listed point: one that is not listed must not go unnoticed.
+        assert!(POINTS.contains(&name) || name.starts_with("kernel:"), "point {name} is not listed");
         static CHOSEN: std::sync::OnceLock<(String, u32)> = std::sync::OnceLock::new();
         static REACHED: AtomicU32 = AtomicU32::new(0);
         let (chosen, nth) = CHOSEN.get_or_init(|| {
