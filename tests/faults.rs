@@ -47,6 +47,25 @@ fn every_kill_point_has_a_case() {
     assert_eq!(known, all);
 }
 
+/// The literals given to `fault_point` in the agent. An unlisted one would only make the agent abort, which looks like
+/// the death that the tests below wait for.
+#[test]
+fn the_agent_reaches_the_listed_points_and_no_other() {
+    let server = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../node-agent/src/plugin_server");
+    let sources =
+        std::fs::read_dir(server).unwrap().map(|e| std::fs::read_to_string(e.unwrap().path()).unwrap());
+    let mut found: Vec<String> = sources
+        .flat_map(|source| {
+            let calls = source.split("fault_point(\"").skip(1);
+            calls.map(|rest| rest.split('"').next().unwrap().to_owned()).collect::<Vec<_>>()
+        })
+        .collect();
+    found.sort_unstable();
+    let mut listed = agent_api::fault::POINTS.to_vec();
+    listed.sort_unstable();
+    assert_eq!(found, listed);
+}
+
 #[test]
 fn killed_at_any_point_of_a_first_add_nothing_is_half_programmed() {
     for (point, at_death) in CASES {
