@@ -163,6 +163,30 @@ fn every_row_of_the_matrix_gets_its_verdict() {
     }
 }
 
+/// The kernel may have been started with `ipv6.disable=1`: nothing here needs a socket or an address of IPv6.
+#[test]
+fn every_ipv4_row_gets_its_verdict_where_the_pod_has_no_ipv6() {
+    let mut groups: Vec<Vec<Row>> = Vec::new();
+    for mut row in rows().into_iter().filter(|row| row.packet.to.is_ipv4() && !is_sequence(row)) {
+        row.settings = row.settings.with("ipv6=false");
+        match groups.iter_mut().find(|group| group[0].settings == row.settings) {
+            Some(group) => group.push(row),
+            None => groups.push(vec![row]),
+        }
+    }
+    let total: usize = groups.iter().map(Vec::len).sum();
+    assert!(total > 150, "{total}");
+    let groups: Vec<_> =
+        Form::ALL.into_iter().flat_map(|form| groups.iter().map(move |g| (form, g))).collect();
+    let results = for_each(groups, |(form, group)| {
+        let settings = &group[0].settings;
+        let servers = Servers { ipv6: false, ..Servers::of(settings) };
+        let cases: Vec<Case> = group.iter().map(case).collect();
+        (group.len(), run_cases_on(servers, settings, form, &cases))
+    });
+    report("IPv4 rows without IPv6, in both forms", results, 2 * total);
+}
+
 fn run_sequence(row: &Row, form: Form) -> Vec<String> {
     match sequence::verdict(row, form) {
         Ok(verdict) if verdict == row.expected => Vec::new(),
@@ -187,7 +211,11 @@ fn case(row: &Row) -> Case {
 }
 
 fn run_cases(settings: &Settings, form: Form, cases: &[Case]) -> Vec<String> {
-    let lab = Lab::programmed(Servers::of(settings), &redirect::compile(&settings.config()).in_form(form));
+    run_cases_on(Servers::of(settings), settings, form, cases)
+}
+
+fn run_cases_on(servers: Servers, settings: &Settings, form: Form, cases: &[Case]) -> Vec<String> {
+    let lab = Lab::programmed(servers, &redirect::compile(&settings.config()).in_form(form));
     let failures = check::run(&lab, cases, Until::End);
     failures.into_iter().map(|failure| format!("{failure}\n    with {form:?}, {}", settings.text)).collect()
 }

@@ -40,6 +40,24 @@ fn add_programs_both_families_and_prints_prev_result_as_received() {
     assert!(agent.http(8000, "/healthz").starts_with("HTTP/1.1 200"));
 }
 
+/// Also where the kernel was started with `ipv6.disable=1` (tests/kernel).
+#[test]
+fn a_pod_without_ipv6_is_programmed_although_its_proxy_serves_both_families() {
+    let node = Node::new();
+    let agent = node.start_agent();
+    for mode in ["REDIRECT", "TPROXY"] {
+        let sandbox = node.sandbox_without_ipv6(&mode.to_ascii_lowercase());
+        node.write_mesh_pod(&sandbox, &[("sidecar.istio.io/interceptionMode", mode)]);
+        let printed = node.plugin("ADD", &sandbox);
+        assert_eq!(printed.code(), 0, "{mode}: {printed:?}");
+        assert_eq!(sandbox.programmed(), Programmed::Complete, "{mode}");
+        assert!(!sandbox.has_passthrough(), "{mode}");
+        assert_eq!(sandbox.ip("-4 rule list").contains("lookup 133"), mode == "TPROXY", "{mode}");
+        assert_eq!(node.plugin("CHECK", &sandbox).code(), 0, "{mode}");
+    }
+    assert!(agent.http(8000, "/readyz").starts_with("HTTP/1.1 200"));
+}
+
 #[test]
 fn changed_annotations_replace_the_rules_in_one_go() {
     let node = Node::new();

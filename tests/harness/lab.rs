@@ -115,6 +115,8 @@ pub struct Servers {
     pub inbound: bool,
     /// Whether the application is there, and what of the proxy captures nothing.
     pub others: bool,
+    /// Whether the lab has IPv6 at all: without, it needs a kernel that speaks IPv4, and no more.
+    pub ipv6: bool,
 }
 
 impl Servers {
@@ -125,7 +127,7 @@ impl Servers {
         if settings.value("mode") == "TPROXY" {
             proxy.uid = ROOT.uid;
         }
-        Self { proxy, inbound: true, others: true }
+        Self { proxy, inbound: true, others: true, ipv6: true }
     }
 }
 
@@ -153,7 +155,9 @@ impl Lab {
             netns.sysctl("ipv4/ping_group_range", "0 2147483647");
         }
         pod.sysctl("ipv4/ip_forward", "1");
-        pod.sysctl("ipv6/conf/all/forwarding", "1");
+        if servers.ipv6 {
+            pod.sysctl("ipv6/conf/all/forwarding", "1");
+        }
         // With the same index on both ends, the kernel takes a second to notice that the link is up.
         let (to_peer, to_vm) = (peer.path().display(), vm.path().display());
         pod.ip(&format!(
@@ -161,14 +165,18 @@ impl Lab {
              link add net1 index 12 address {MAC}12 type veth peer name net1 index 22 address {MAC}22 netns {to_peer}\n\
              link add vm0 index 13 address {MAC}13 type veth peer name eth0 index 23 address {MAC}23 netns {to_vm}\n"
         ));
-        peer.ip(PEER);
-        vm.ip(VM);
-        pod.ip(POD);
+        let spoken = |text: &str| {
+            let lines = text.lines().filter(|line| servers.ipv6 || !line.contains("::"));
+            lines.flat_map(|line| [line, "\n"]).collect::<String>()
+        };
+        peer.ip(&spoken(PEER));
+        vm.ip(&spoken(VM));
+        pod.ip(&spoken(POD));
         [&pod, &peer, &vm].into_iter().for_each(Netns::wait_for_links);
-        peer.program("nft", &["-f", "-"], PEER_RULES);
+        peer.program("nft", &["-f", "-"], &spoken(PEER_RULES));
         let servers = [
             Server::start("pod", &pod, pod_services(servers)),
-            Server::start("peer", &peer, peer_services()),
+            Server::start("peer", &peer, peer_services(servers.ipv6)),
         ];
         let socket = pod.run(|| Netlink::Netfilter.open().unwrap());
         let rules = Mutex::new(Nftables::new(socket).unwrap());
@@ -232,7 +240,7 @@ impl Lab {
 fn pod_services(servers: Servers) -> Vec<Service> {
     let mut services = Vec::new();
     let mut add = |protocol, addresses: [IpAddr; 2], port, ids, transparent| {
-        for address in addresses {
+        for address in addresses.into_iter().filter(|address| servers.ipv6 || address.is_ipv4()) {
             services.push(Service { protocol, listen: SocketAddr::new(address, port), ids, transparent });
         }
     };
@@ -251,7 +259,7 @@ fn pod_services(servers: Servers) -> Vec<Service> {
     services
 }
 
-fn peer_services() -> Vec<Service> {
+fn peer_services(ipv6: bool) -> Vec<Service> {
     let service = |protocol, address| Service {
         protocol,
         listen: SocketAddr::new(address, CATCH_ALL),
@@ -261,6 +269,7 @@ fn peer_services() -> Vec<Service> {
     [Protocol::Tcp, Protocol::Udp]
         .iter()
         .flat_map(|protocol| ANY.map(|any| service(*protocol, any)))
+        .filter(|service| ipv6 || service.listen.is_ipv4())
         .collect()
 }
 
