@@ -138,10 +138,10 @@ fn the_second_reading_agrees_with_every_row_but_for_our_deviations() {
     assert_eq!(deviating, DEVIATIONS.map(|(id, ..)| id));
 }
 
-#[test]
-fn every_row_of_the_matrix_gets_its_verdict() {
-    let (sequences, packets): (Vec<Row>, Vec<Row>) =
-        rows().into_iter().filter(|row| NOT_RUN.iter().all(|(id, _)| *id != row.id)).partition(is_sequence);
+/// The rows in groups that share a lab, in both forms, with each `rp_filter` in the pod.
+fn run_rows(what: &str, rows: Vec<Row>, rp_filters: &[u8]) {
+    let total = rows.len() * Form::ALL.len() * rp_filters.len();
+    let (sequences, packets): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(is_sequence);
     let mut groups: Vec<Vec<Row>> = Vec::new();
     for row in packets {
         match groups.iter_mut().find(|group| group[0].settings == row.settings) {
@@ -150,14 +150,21 @@ fn every_row_of_the_matrix_gets_its_verdict() {
         }
     }
     groups.extend(sequences.into_iter().map(|row| vec![row]));
-    let groups: Vec<_> =
-        Form::ALL.into_iter().flat_map(|form| groups.iter().map(move |g| (form, g))).collect();
-    let results = for_each(groups, |(form, group)| {
+    let runs =
+        Form::ALL.into_iter().flat_map(|form| rp_filters.iter().map(move |rp_filter| (form, *rp_filter)));
+    let runs: Vec<_> = runs.flat_map(|run| groups.iter().map(move |group| (run, group))).collect();
+    let results = for_each(runs, |((form, rp_filter), group)| {
         let sequence = is_sequence(&group[0]);
-        let failures = if sequence { run_sequence(&group[0], form) } else { run_packets(group, form) };
-        (group.len(), failures)
+        let run = if sequence { run_sequence } else { run_packets };
+        (group.len(), run(group, form, rp_filter))
     });
-    report("rows of the matrix, in both forms", results, 2 * (rows().len() - NOT_RUN.len()));
+    report(what, results, total);
+}
+
+#[test]
+fn every_row_of_the_matrix_gets_its_verdict() {
+    let wanted = |row: &Row| NOT_RUN.iter().all(|(id, _)| *id != row.id);
+    run_rows("rows of the matrix, in both forms", rows().into_iter().filter(wanted).collect(), &[0]);
     for (id, why) in NOT_RUN {
         println!("not run: {id}: {why}");
     }
@@ -182,25 +189,37 @@ fn every_ipv4_row_gets_its_verdict_where_the_pod_has_no_ipv6() {
         let settings = &group[0].settings;
         let servers = Servers { ipv6: false, ..Servers::of(settings) };
         let cases: Vec<Case> = group.iter().map(case).collect();
-        (group.len(), run_cases_on(servers, settings, form, &cases))
+        (group.len(), run_cases(settings, form, servers, &cases))
     });
     report("IPv4 rows without IPv6, in both forms", results, 2 * total);
 }
 
-fn run_sequence(row: &Row, form: Form) -> Vec<String> {
-    match sequence::verdict(row, form) {
+/// A host may check whether it would answer by the interface that a packet came in by, or answer at all. What TPROXY
+/// takes bears a mark, which routes it to `lo`.
+#[test]
+fn every_tproxy_row_gets_its_verdict_with_strict_and_with_loose_reverse_path_filtering() {
+    let tproxy = |row: &Row| row.settings.value("mode") == "TPROXY";
+    let what = "rows with TPROXY, in both forms, with rp_filter 1 and 2";
+    run_rows(what, rows().into_iter().filter(tproxy).collect(), &[1, 2]);
+}
+
+fn run_sequence(group: &[Row], form: Form, rp_filter: u8) -> Vec<String> {
+    let [row] = group else { panic!("a sequence has a lab of its own") };
+    match sequence::verdict(row, form, rp_filter) {
         Ok(verdict) if verdict == row.expected => Vec::new(),
         other => {
             vec![format!(
-                "{} {} {}: expected {}, got {other:?}\n    with {form:?}",
+                "{} {} {}: expected {}, got {other:?}\n    with {form:?}, rp_filter {rp_filter}",
                 row.id, row.profile, row.line, row.expected
             )]
         }
     }
 }
 
-fn run_packets(group: &[Row], form: Form) -> Vec<String> {
-    run_cases(&group[0].settings, form, &group.iter().map(case).collect::<Vec<_>>())
+fn run_packets(group: &[Row], form: Form, rp_filter: u8) -> Vec<String> {
+    let settings = &group[0].settings;
+    let servers = Servers { rp_filter, ..Servers::of(settings) };
+    run_cases(settings, form, servers, &group.iter().map(case).collect::<Vec<_>>())
 }
 
 /// A row with its verdict, and whatever else the second reading says about its packet.
@@ -210,14 +229,13 @@ fn case(row: &Row) -> Case {
     Case { id: row.id.clone(), packet: row.packet, expected: Expected { verdict, ..expected } }
 }
 
-fn run_cases(settings: &Settings, form: Form, cases: &[Case]) -> Vec<String> {
-    run_cases_on(Servers::of(settings), settings, form, cases)
-}
-
-fn run_cases_on(servers: Servers, settings: &Settings, form: Form, cases: &[Case]) -> Vec<String> {
+fn run_cases(settings: &Settings, form: Form, servers: Servers, cases: &[Case]) -> Vec<String> {
     let lab = Lab::programmed(servers, &redirect::compile(&settings.config()).in_form(form));
     let failures = check::run(&lab, cases, Until::End);
-    failures.into_iter().map(|failure| format!("{failure}\n    with {form:?}, {}", settings.text)).collect()
+    failures
+        .into_iter()
+        .map(|failure| format!("{failure}\n    with {form:?}, rp_filter {}, {}", servers.rp_filter, settings.text))
+        .collect()
 }
 
 /// Print the sums and fail when something failed or was left out.
@@ -249,8 +267,9 @@ fn generated_packets_take_every_step_and_get_the_verdict_of_the_second_reading()
     let total: usize = generated.iter().map(|(_, cases, _)| cases.len()).sum();
     let generated: Vec<_> =
         Form::ALL.into_iter().flat_map(|form| generated.iter().map(move |g| (form, g))).collect();
-    let results =
-        for_each(generated, |(form, (settings, cases, _))| (cases.len(), run_cases(settings, form, cases)));
+    let results = for_each(generated, |(form, (settings, cases, _))| {
+        (cases.len(), run_cases(settings, form, Servers::of(settings), cases))
+    });
     report("generated packets, in both forms", results, 2 * total);
 }
 

@@ -106,7 +106,7 @@ table inet catch_all {
 }
 ";
 
-/// What listens in the pod.
+/// What listens in the pod, and how the pod looks at sources.
 #[derive(Clone, Copy, Debug)]
 pub struct Servers {
     /// Owner of the proxy's sockets.
@@ -117,6 +117,8 @@ pub struct Servers {
     pub others: bool,
     /// Whether the lab has IPv6 at all: without, it needs a kernel that speaks IPv4, and no more.
     pub ipv6: bool,
+    /// `rp_filter` of all interfaces of the pod: 0 off, 1 strict, 2 loose (`ip-sysctl.rst`). IPv6 has none.
+    pub rp_filter: u8,
 }
 
 impl Servers {
@@ -127,7 +129,7 @@ impl Servers {
         if settings.value("mode") == "TPROXY" {
             proxy.uid = ROOT.uid;
         }
-        Self { proxy, inbound: true, others: true, ipv6: true }
+        Self { proxy, inbound: true, others: true, ipv6: true, rp_filter: 0 }
     }
 }
 
@@ -172,6 +174,9 @@ impl Lab {
         peer.ip(&spoken(PEER));
         vm.ip(&spoken(VM));
         pod.ip(&spoken(POD));
+        for interface in ["all", "lo", "eth0", "net1", "vm0"] {
+            pod.sysctl(&format!("ipv4/conf/{interface}/rp_filter"), &servers.rp_filter.to_string());
+        }
         [&pod, &peer, &vm].into_iter().for_each(Netns::wait_for_links);
         peer.program("nft", &["-f", "-"], &spoken(PEER_RULES));
         let servers = [

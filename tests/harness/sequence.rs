@@ -21,13 +21,13 @@ const POD: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
 /// No flags: no state of a connection expects such a segment.
 const NO_FLAGS: u8 = 0;
 
-/// The verdict of a row whose profile begins with `sp-`, with the rules in this form.
+/// The verdict of a row whose profile begins with `sp-`, with the rules in this form and `rp_filter` in the pod.
 ///
 /// # Errors
 /// A text when it shows none.
-pub fn verdict(row: &Row, form: Form) -> Result<Verdict, String> {
+pub fn verdict(row: &Row, form: Form, rp_filter: u8) -> Result<Verdict, String> {
     let (settings, plan) = (&row.settings, redirect::compile(&row.settings.config()).in_form(form));
-    let servers = Servers::of(settings);
+    let servers = Servers { rp_filter, ..Servers::of(settings) };
     let kind = row.profile.strip_prefix("sp-").expect("a row of a sequence");
     match kind.strip_suffix('6').unwrap_or(kind) {
         "drop-invalid" | "drop-invalid-off" => {
