@@ -18,6 +18,7 @@ use harness::matrix::{Row, Settings, rows};
 use harness::mutation::{Rig, mutants};
 use harness::netns::Netns;
 use harness::packet::{Expected, Packet, Protocol, Verdict, Way};
+use harness::probe::{SILENCE, judge, probe};
 use harness::{cases, oracle, sequence};
 use kernel::{Applied, Backend as _, Nftables};
 use ruleset::{Form, IfName, L4, evaluate};
@@ -201,6 +202,33 @@ fn every_tproxy_row_gets_its_verdict_with_strict_and_with_loose_reverse_path_fil
     let tproxy = |row: &Row| row.settings.value("mode") == "TPROXY";
     let what = "rows with TPROXY, in both forms, with rp_filter 1 and 2";
     run_rows(what, rows().into_iter().filter(tproxy).collect(), &[1, 2]);
+}
+
+#[test]
+fn reverse_path_filtering_is_at_work_and_tproxy_stands_it_but_not_src_valid_mark() {
+    let settings = rows().into_iter().find(|row| row.profile == "tproxy").unwrap().settings;
+    let plan = redirect::compile(&settings.config());
+    let packet = |way, from: &str, to: &str, port| Packet {
+        way: Way::In(way),
+        protocol: Protocol::Tcp,
+        from: Some(from.parse().unwrap()),
+        to: to.parse().unwrap(),
+        port,
+        mark: 0,
+    };
+    for rp_filter in [0, 1, 2] {
+        let lab = Lab::new(Servers { rp_filter, ..Servers::of(&settings) });
+        let verdict = |packet| judge(&packet, &probe(&lab, &packet, lab.fresh_port(), SILENCE));
+        // The answer comes in by `eth0`, the way to its source leads through `net1`.
+        let elsewhere = if rp_filter == 1 { Verdict::Drop } else { Verdict::Pass };
+        assert_eq!(verdict(packet("vm0", "10.79.0.2", "198.18.0.5", 8080)), Ok(elsewhere), "{rp_filter}");
+        lab.program(&plan);
+        let captured = packet("eth0", "10.77.0.1", "10.77.0.2", 8080);
+        assert_eq!(verdict(captured), Ok(Verdict::Tproxy(15006)), "{rp_filter}");
+        // docs/RULES.md: the kernel then looks for the way back in table 133, too, where all is local.
+        lab.pod.sysctl("ipv4/conf/all/src_valid_mark", "1");
+        assert_eq!(verdict(captured), Ok(Verdict::Drop), "{rp_filter}, the mark counts");
+    }
 }
 
 fn run_sequence(group: &[Row], form: Form, rp_filter: u8) -> Vec<String> {
