@@ -8,20 +8,19 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code, which prints what it ran")]
 
 use std::collections::BTreeSet;
-use std::sync::Mutex;
 use std::time::Instant;
 
 use agent_api::netns::Netlink;
-use harness::check::{self, Case, Until};
+use harness::check::{self, Case, Until, for_each};
 use harness::lab::{Lab, Servers};
-use harness::matrix::{Row, Settings, rows};
+use harness::matrix::{Row, Settings, configurations, rows};
 use harness::mutation::{Rig, mutants};
 use harness::netns::Netns;
 use harness::packet::{Expected, Packet, Protocol, Verdict, Way};
 use harness::probe::{SILENCE, judge, probe};
 use harness::{cases, oracle, sequence};
 use kernel::{Applied, Backend as _, Nftables};
-use ruleset::{Form, IfName, L4, evaluate};
+use ruleset::Form;
 use serde_json::Value;
 
 /// Rows of the matrix where we do something else than upstream does by accident, and why.
@@ -34,20 +33,6 @@ const DEVIATIONS: [(&str, Verdict, &str); 4] = [
 /// Rows that are not run, and why.
 const NOT_RUN: [(&str, &str); 0] = [];
 
-/// More settings than the matrix has, as changes to its default.
-const MORE: [(&str, &str); 11] = [
-    ("tproxy with all else", "mode=TPROXY; dns=all; drop_invalid=true; owner_exclude=2000,2001"),
-    ("tproxy, ipv4 only", "mode=TPROXY; ipv6=false"),
-    ("tproxy, nothing inbound, dns", "mode=TPROXY; in_include=; dns=nameservers; nameservers=203.0.113.10"),
-    ("loopback included, dns", "out_cidr_include=127.0.0.0/8,::1/128; dns=all"),
-    ("ipv6 loopback included", "out_cidr_include=::1/128,2001:db8:96::/48"),
-    ("dns, ipv4 only", "ipv6=false; dns=nameservers; nameservers=203.0.113.10,127.0.0.53,2001:db8:1::10"),
-    ("rerouted and excluded", "exclude_ifaces=net1,vm0; reroute_ifaces=vm0; out_cidr_include=10.96.0.0/12"),
-    ("nothing captured", "in_include=; out_cidr_include=; out_port_exclude="),
-    ("ipv4 excluded", "out_cidr_exclude=0.0.0.0/0; in_include=8080"),
-    ("ipv6 included", "out_cidr_include=2001:db8:96::/48; owner_include=1000,0"),
-    ("nobody's", "owner_include="),
-];
 /// All steps but O8, which nothing reaches while the proxy has one uid: O5 and O6 come first; and but T2, Z2 and Z4,
 /// which are not about first packets of a client.
 const STEPS: [&str; 40] = [
@@ -71,45 +56,12 @@ const EQUIVALENT: [(&str, &str, &str, &str); 5] = [
 ];
 const PORT_53_EXCLUDED: &str = "the settings capture DNS but exclude port 53: no query is redirected";
 
-/// One test at a time: they wait for answers, and share two cores with whatever else runs.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
 fn deviation(row: &Row) -> Option<Verdict> {
     DEVIATIONS.iter().find(|(id, ..)| *id == row.id).map(|(_, verdict, _)| *verdict)
 }
 
 fn is_sequence(row: &Row) -> bool {
     row.profile.starts_with("sp-")
-}
-
-/// The settings of the matrix, each once with the name of its first profile, then ours.
-fn configurations() -> Vec<(String, Settings)> {
-    let mut all: Vec<(String, Settings)> = Vec::new();
-    for row in rows() {
-        if !all.iter().any(|(_, settings)| *settings == row.settings) {
-            all.push((row.profile, row.settings));
-        }
-    }
-    let default = all[0].1.clone();
-    all.extend(MORE.map(|(name, changes)| (name.to_owned(), default.with(changes))));
-    all
-}
-
-/// `work` for each item, on two threads.
-fn for_each<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let (queue, results) = (Mutex::new(items.into_iter()), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while let Some(item) = { queue.lock().unwrap().next() } {
-                    let result = work(item);
-                    results.lock().unwrap().push(result);
-                }
-            });
-        }
-    });
-    results.into_inner().unwrap()
 }
 
 /// What the matrix says besides the verdict, as far as the second reading knows it.
@@ -299,134 +251,6 @@ fn generated_packets_take_every_step_and_get_the_verdict_of_the_second_reading()
         (cases.len(), run_cases(settings, form, Servers::of(settings), cases))
     });
     report("generated packets, in both forms", results, 2 * total);
-}
-
-/// The packet as the evaluator takes it. The kernel chooses a source that no rule asks for.
-fn evaluated(packet: &Packet, lo: bool) -> evaluate::Packet {
-    let pod = if packet.to.is_ipv4() { "10.77.0.2" } else { "fd00:77::2" }.parse().unwrap();
-    let source = packet.from.unwrap_or(if lo { packet.to } else { pod });
-    let name = match packet.way {
-        Way::Out(_, name) | Way::In(name) => name,
-    };
-    evaluate::Packet {
-        source,
-        destination: packet.to,
-        protocol: match packet.protocol {
-            Protocol::Tcp => Some(L4::Tcp),
-            Protocol::Udp => Some(L4::Udp),
-            Protocol::Icmp => None,
-        },
-        source_port: 40_000,
-        destination_port: packet.port,
-        owner: packet.ids().map(|ids| (ids.uid, ids.gid)),
-        interface: if lo {
-            evaluate::Interface::Lo
-        } else {
-            evaluate::Interface::Named(IfName::parse(name).unwrap())
-        },
-        mark: packet.mark,
-        connection: evaluate::Connection { state: evaluate::CtState::New, mark: 0, zone: 0 },
-    }
-}
-
-/// Compare the evaluator with the second reading on every generated packet of `settings`; how many those are.
-fn compare(name: &str, settings: &Settings) -> usize {
-    let generated = cases::generate(settings);
-    for form in Form::ALL {
-        let tables = redirect::compile(&settings.config()).in_form(form).tables;
-        for (Case { packet, expected, .. }, steps) in &generated {
-            let lo = matches!(packet.way, Way::Out(_, "lo"));
-            let trace = match packet.way {
-                Way::Out(..) => evaluate::sent(&tables, evaluated(packet, lo)),
-                Way::In(_) => evaluate::received(&tables, evaluated(packet, false)),
-            };
-            let verdict = match trace.verdict {
-                evaluate::Verdict::Pass => Verdict::Pass,
-                evaluate::Verdict::Redirect(port) => Verdict::Redirect(port),
-                evaluate::Verdict::Tproxy(port) => Verdict::Tproxy(port),
-                evaluate::Verdict::Drop => Verdict::Drop,
-            };
-            let text = || {
-                format!("{name}, {form:?}: {packet}: {expected:?}, {steps:?}\n{}\n{trace:?}", settings.text)
-            };
-            // Nothing drops a first packet here: where there is silence, it is the answer that finds no way.
-            let same =
-                verdict == expected.verdict || expected.verdict == Verdict::Drop && verdict != Verdict::Drop;
-            assert!(same, "{verdict}: {}", text());
-            if let Some(zone) = expected.zone {
-                assert_eq!(trace.packet.connection.zone, zone, "{}", text());
-            }
-        }
-    }
-    Form::ALL.len() * generated.len()
-}
-
-#[test]
-fn the_evaluator_agrees_with_the_second_reading() {
-    let compared: usize = configurations().iter().map(|(name, settings)| compare(name, settings)).sum();
-    assert!(compared > 100_000, "{compared}");
-}
-
-/// Values of each setting, for combinations that nobody wrote down.
-const POOLS: [(&str, &[&str]); 18] = [
-    ("mode", &["REDIRECT", "TPROXY"]),
-    ("in_include", &["*", "*", "", "8080", "8080,9090,15008"]),
-    ("in_exclude", &["15020,15021,15090", "8080,15020,15021,15090"]),
-    (
-        "out_cidr_include",
-        &[
-            "*",
-            "*",
-            "",
-            "10.96.0.0/12,192.168.0.0/16,2001:db8:96::/48",
-            "127.0.0.0/8",
-            "::1/128",
-            "0.0.0.0/0",
-            "::/0",
-        ],
-    ),
-    ("out_cidr_exclude", &["", "10.96.5.0/24", "0.0.0.0/0", "203.0.113.0/24,2001:db8:1::/48"]),
-    ("out_port_include", &["", "3306,5432", "80"]),
-    ("out_port_exclude", &["15020", "", "53,443", "80"]),
-    ("exclude_ifaces", &["", "net1", "net1,vm0"]),
-    ("reroute_ifaces", &["", "vm0"]),
-    ("owner_include", &["*", "*", "2000,2001", "", "1000,0", "1337"]),
-    ("owner_exclude", &["", "2000,2001"]),
-    ("dns", &["off", "all", "nameservers"]),
-    ("nameservers", &["", "203.0.113.10,127.0.0.53,2001:db8:1::10", "203.0.113.10"]),
-    ("drop_invalid", &["false", "true"]),
-    ("ipv6", &["true", "true", "false"]),
-    ("proxy_uid", &["1337", "5000"]),
-    ("proxy_gid", &["1337", "6000"]),
-    ("loopback4", &["127.0.0.1/32", "127.0.0.0/8"]),
-];
-
-/// Numbers without a pattern: splitmix64 (Steele, Lea, Flood 2014).
-fn random(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-#[test]
-fn the_evaluator_agrees_with_the_second_reading_for_random_settings() {
-    const SETTINGS: usize = 300;
-    // The same each time, so that a failure is the change's and not the day's; WAYLAY_SEED gives others.
-    let seed = std::env::var("WAYLAY_SEED").map_or(1, |text| text.parse().expect("WAYLAY_SEED is a number"));
-    let mut state: u64 = seed;
-    let default = rows()[0].settings.clone();
-    let mut compared = 0;
-    for _ in 0..SETTINGS {
-        let pick = |(key, values): &(&str, &[&str])| {
-            format!("{key}={}", values[usize::try_from(random(&mut state) % values.len() as u64).unwrap()])
-        };
-        let text = POOLS.iter().map(pick).collect::<Vec<_>>().join("; ");
-        compared += compare("random", &default.with(&text));
-    }
-    println!("seed {seed}: {SETTINGS} random settings, {compared} packets compared");
-    assert!(compared > 1_000_000, "{compared}");
 }
 
 /// The rule sets of `netns` as `nft` lists them, without what differs from run to run.

@@ -9,7 +9,7 @@ use crate::oracle;
 use crate::packet::{APP, Ids, Packet, Protocol, ROOT, Verdict, Way};
 
 /// Destinations of the pod's own packets, and the interface that each leaves by.
-const DESTINATIONS: [(&str, &str); 21] = [
+pub(crate) const DESTINATIONS: [(&str, &str); 21] = [
     ("203.0.113.10", "eth0"),
     ("2001:db8:1::10", "eth0"),
     ("10.77.0.2", "lo"),

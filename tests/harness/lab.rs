@@ -25,6 +25,7 @@ use crate::netns::Netns;
 use crate::observer;
 use crate::packet::{APP, Ids, Packet, Protocol, ROOT, Way};
 use crate::server::{Server, Service};
+use crate::topology;
 
 /// Where the peer's catch-all listens.
 const CATCH_ALL: u16 = 7;
@@ -131,6 +132,30 @@ impl Servers {
         }
         Self { proxy, inbound: true, others: true, ipv6: true, rp_filter: 0 }
     }
+
+    /// Whose socket listens on `port`.
+    #[must_use]
+    pub fn owner(&self, port: u16) -> Ids {
+        let ours = PROXY_PORTS.contains(&port) || [OUTBOUND, INBOUND, DNS_PROXY].contains(&port);
+        if ours { self.proxy } else { APP }
+    }
+
+    /// Whether somebody listens at the destination of `packet`, if that is the pod; beyond it somebody always does.
+    #[must_use]
+    pub fn serve(&self, packet: &Packet) -> bool {
+        let port = &packet.port;
+        match packet.protocol {
+            _ if !topology::is_local(packet.to) => true,
+            _ if *port == DNS_PROXY => LOOPBACK.contains(&packet.to),
+            Protocol::Tcp => {
+                *port == OUTBOUND
+                    || *port == INBOUND && self.inbound
+                    || self.others && (PROXY_PORTS.contains(port) || APP_PORTS.contains(port))
+            }
+            Protocol::Udp => self.others && APP_UDP_PORTS.contains(port),
+            Protocol::Icmp => true,
+        }
+    }
 }
 
 /// The namespaces and what runs in them.
@@ -141,7 +166,9 @@ pub struct Lab {
     pub peer: Netns,
     /// A machine behind the pod's `vm0`.
     pub vm: Netns,
-    _servers: [Server; 2],
+    /// What listens in the pod.
+    pub servers: Servers,
+    _running: [Server; 2],
     rules: Mutex<Nftables>,
     next_port: AtomicU16,
 }
@@ -156,8 +183,11 @@ impl Lab {
             netns.sysctl("ipv4/conf/default/rp_filter", "0");
             netns.sysctl("ipv4/ping_group_range", "0 2147483647");
         }
+        // What nobody listens for is refused at once, however often.
+        pod.sysctl("ipv4/icmp_ratelimit", "0");
         pod.sysctl("ipv4/ip_forward", "1");
         if servers.ipv6 {
+            pod.sysctl("ipv6/icmp/ratelimit", "0");
             pod.sysctl("ipv6/conf/all/forwarding", "1");
         }
         // With the same index on both ends, the kernel takes a second to notice that the link is up.
@@ -179,13 +209,13 @@ impl Lab {
         }
         [&pod, &peer, &vm].into_iter().for_each(Netns::wait_for_links);
         peer.program("nft", &["-f", "-"], &spoken(PEER_RULES));
-        let servers = [
+        let running = [
             Server::start("pod", &pod, pod_services(servers)),
             Server::start("peer", &peer, peer_services(servers.ipv6)),
         ];
         let socket = pod.run(|| Netlink::Netfilter.open().unwrap());
         let rules = Mutex::new(Nftables::new(socket).unwrap());
-        Self { pod, peer, vm, _servers: servers, rules, next_port: AtomicU16::new(FIRST_PORT) }
+        Self { pod, peer, vm, servers, _running: running, rules, next_port: AtomicU16::new(FIRST_PORT) }
     }
 
     /// A lab whose pod is observed and holds `plan`.

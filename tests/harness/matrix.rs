@@ -14,6 +14,21 @@ use crate::packet::{Ids, Packet, Protocol, Verdict, Way};
 
 const CSV: &str = include_str!("../data/packet-matrix.csv");
 
+/// More settings than the matrix has, as changes to its default.
+const MORE: [(&str, &str); 11] = [
+    ("tproxy with all else", "mode=TPROXY; dns=all; drop_invalid=true; owner_exclude=2000,2001"),
+    ("tproxy, ipv4 only", "mode=TPROXY; ipv6=false"),
+    ("tproxy, nothing inbound, dns", "mode=TPROXY; in_include=; dns=nameservers; nameservers=203.0.113.10"),
+    ("loopback included, dns", "out_cidr_include=127.0.0.0/8,::1/128; dns=all"),
+    ("ipv6 loopback included", "out_cidr_include=::1/128,2001:db8:96::/48"),
+    ("dns, ipv4 only", "ipv6=false; dns=nameservers; nameservers=203.0.113.10,127.0.0.53,2001:db8:1::10"),
+    ("rerouted and excluded", "exclude_ifaces=net1,vm0; reroute_ifaces=vm0; out_cidr_include=10.96.0.0/12"),
+    ("nothing captured", "in_include=; out_cidr_include=; out_port_exclude="),
+    ("ipv4 excluded", "out_cidr_exclude=0.0.0.0/0; in_include=8080"),
+    ("ipv6 included", "out_cidr_include=2001:db8:96::/48; owner_include=1000,0"),
+    ("nobody's", "owner_include="),
+];
+
 /// Settings as the matrix writes them: `key=value; key=value; …`, names as in `docs/RULES.md`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -141,6 +156,20 @@ pub fn rows() -> Vec<Row> {
             })
         })
         .collect()
+}
+
+/// The settings of the matrix, each once with the name of its first profile, then ours.
+#[must_use]
+pub fn configurations() -> Vec<(String, Settings)> {
+    let mut all: Vec<(String, Settings)> = Vec::new();
+    for row in rows() {
+        if !all.iter().any(|(_, settings)| *settings == row.settings) {
+            all.push((row.profile, row.settings));
+        }
+    }
+    let default = all[0].1.clone();
+    all.extend(MORE.map(|(name, changes)| (name.to_owned(), default.with(changes))));
+    all
 }
 
 /// RFC 4180, without line breaks inside a field.

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use crate::matrix::Settings;
 use crate::packet::{Expected, Packet, Protocol, Verdict, Way};
+use crate::topology::within;
 
 const OUTBOUND: Verdict = Verdict::Redirect(15001);
 const INBOUND: Verdict = Verdict::Redirect(15006);
@@ -364,16 +365,4 @@ impl Reading<'_> {
 
 fn parse(address: &str) -> IpAddr {
     address.parse().unwrap()
-}
-
-/// Whether `address` is in `prefix`; never in one of the other family, nor in `*`.
-fn within(prefix: &str, address: IpAddr) -> bool {
-    let Some((network, len)) = prefix.split_once('/') else { return false };
-    let len: u32 = len.parse().unwrap();
-    let differing = match (network.parse().unwrap(), address) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
-        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
-        _ => return false,
-    };
-    differing >= len
 }
