@@ -129,6 +129,7 @@ impl<'a> Predictor<'a> {
                 answer.source = LOOPBACK[usize::from(ipv6)].parse().unwrap();
             }
         }
+        let from_loopback = answer.source.is_loopback();
         let sent = sent(&self.output, answer);
         let lo = sent.packet.interface == Interface::Lo;
         let back = self.comes_back(sent.packet.mark, ipv6);
@@ -136,7 +137,9 @@ impl<'a> Predictor<'a> {
         // Translation is undone in the zone of the query only.
         let astray = matches!(expected.verdict, Verdict::Redirect(_))
             && expected.zone.is_some_and(|zone| zone != sent.packet.connection.zone);
-        if inside != (lo || back) || astray {
+        // The kernel sends nothing from 127.0.0.0/8 to other hosts (`route_localnet`), also not by way of `lo`.
+        let unroutable = !ipv6 && from_loopback && !topology::is_local(client);
+        if inside != (lo || back) || astray || unroutable {
             expected.verdict = Verdict::Drop;
         } else if inside && packet.protocol == Protocol::Tcp && self.serves(packet, expected.verdict) {
             expected.answer_mark = Some(sent.packet.mark);
