@@ -124,16 +124,7 @@ impl Compiler<'_> {
     fn outbound_capture(&mut self, rules: &mut Vec<Rule>) {
         let config = self.config;
         for family in config.families().iter().filter(|family| config.captures_outbound(**family)) {
-            let mut skip = config.outbound_exclude.clone();
-            // Only then does a packet to loopback get here: O5 took the others, or O11 all of port 53.
-            if config.includes_loopback()
-                || matches!(config.dns, Dns::Nameservers(_)) && config.captures_dns()
-            {
-                skip = union(&self.loopback(), &skip);
-            }
-            if let Some(destination) = self.destination("skip", &skip, *family) {
-                rules.push(accept("excluded_destination", vec![destination]));
-            }
+            rules.extend(self.excluded_destination(*family, None));
         }
         if let OutboundCidrs::Only(take) = &config.outbound {
             if let Some(ports) = self.ports("outbound_ports", &config.outbound_ports) {
@@ -171,8 +162,35 @@ impl Compiler<'_> {
         self.chain("nat_prerouting", base, rules)
     }
 
-    /// P1: outbound exclusions are not consulted, as with upstream.
+    /// O12 and O13, for what `arrived` so or for all.
+    fn excluded_destination(&mut self, family: IpFamily, arrived: Option<&Match>) -> Option<Rule> {
+        let config = self.config;
+        let mut skip = config.outbound_exclude.clone();
+        // Only then does a packet to loopback get there: O5 took the others, or O11 all of port 53.
+        if config.includes_loopback() || matches!(config.dns, Dns::Nameservers(_)) && config.captures_dns() {
+            skip = union(&self.loopback(), &skip);
+        }
+        let destination = self.destination("skip", &skip, family)?;
+        Some(accept("excluded_destination", arrived.cloned().into_iter().chain([destination]).collect()))
+    }
+
+    /// P1. What is excluded for the pod's own traffic is for that of the machine behind it.
     fn reroute(&mut self, arrived: &Match, rules: &mut Vec<Rule>) {
+        let families = self.config.families().iter().filter(|family| match &self.config.outbound {
+            OutboundCidrs::All => true,
+            OutboundCidrs::Only(take) => takes(take, **family),
+        });
+        let families: Vec<IpFamily> = families.copied().collect();
+        if families.is_empty() {
+            return;
+        }
+        if let Some(ports) = self.ports("outbound_ports_exclude", &self.config.outbound_ports_exclude) {
+            let matches = vec![arrived.clone(), tcp(), is(Field::DstPort, ports)];
+            rules.push(accept("excluded_outbound_port", matches));
+        }
+        for family in families {
+            rules.extend(self.excluded_destination(family, Some(arrived)));
+        }
         let mut matches = vec![arrived.clone(), tcp()];
         if self.config.mode == Mode::Tproxy {
             // What went to the transparent listener keeps its destination: it is the only record of it.
@@ -221,13 +239,16 @@ impl Compiler<'_> {
 impl Config {
     /// Whether some outbound TCP of this family may be captured.
     fn captures_outbound(&self, family: IpFamily) -> bool {
-        let takes = |prefixes: &Prefixes| match family {
-            IpFamily::V4 => !prefixes.v4.is_empty(),
-            IpFamily::V6 => !prefixes.v6.is_empty(),
-        };
         match &self.outbound {
             OutboundCidrs::All => true,
-            OutboundCidrs::Only(prefixes) => takes(prefixes) || !self.outbound_ports.is_empty(),
+            OutboundCidrs::Only(prefixes) => takes(prefixes, family) || !self.outbound_ports.is_empty(),
         }
+    }
+}
+
+fn takes(prefixes: &Prefixes, family: IpFamily) -> bool {
+    match family {
+        IpFamily::V4 => !prefixes.v4.is_empty(),
+        IpFamily::V6 => !prefixes.v6.is_empty(),
     }
 }
