@@ -39,7 +39,7 @@ points! {
     NF_BATCH "nf-batch": "The transaction that writes tables, and its acknowledgement.";
     NF_READ "nf-read": "Reading the tables that are there, when a first ADD finds the netns used before.";
     ROUTE_DUMP "route-dump": "Reading addresses.";
-    ROUTE_REQUEST "route-request": "Adding an address, rule or route, and its acknowledgement.";
+    ROUTE_REQUEST "route-request": "Adding or deleting an address, rule or route, and its acknowledgement.";
 }
 
 /// Say that `name` is reached.

@@ -20,6 +20,7 @@ mod expr;
 mod fault;
 #[cfg(feature = "nft-json")]
 mod nft_json;
+mod pod;
 mod read;
 pub mod route;
 mod socket;
@@ -34,6 +35,7 @@ pub use fault::HOOK;
 pub use fault::POINTS;
 #[cfg(feature = "nft-json")]
 pub use nft_json::NftJson;
+pub use pod::PodNetns;
 #[doc(hidden)]
 pub use socket::decode_answers;
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Addresses, policy rules and routes (rtnetlink(7)).
 //!
-//! Owns what a pod's netns needs beside its tables; must never remove or change what it finds.
+//! Owns what a pod's netns needs beside its tables; must never remove or change anything but `::6/128` on `lo`, the rule of
+//! [`RULE_PRIORITY`] with our mark, and the route in the table that it names.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
@@ -29,7 +30,8 @@ pub const PASSTHROUGH: Ipv6Addr = Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6);
 pub const LOOPBACK_IFINDEX: u32 = 1;
 
 const DUMP: Operation = Operation { what: "read addresses", points: &fault::ROUTE_DUMP };
-const ADD: Operation = Operation { what: "add an address, rule or route", points: &fault::ROUTE_REQUEST };
+const REQUEST: Operation =
+    Operation { what: "change an address, rule or route", points: &fault::ROUTE_REQUEST };
 
 /// One address of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,11 +76,11 @@ impl Route {
         found.into_iter().collect()
     }
 
-    /// `ip address add ::6/128 dev lo`; an address that exists is fine.
+    /// `ip address add ::6/128 dev lo`, or without it; whether it is there already does not matter.
     ///
     /// # Errors
     /// [`Error::Refused`], with EACCES or EPERM when IPv6 is disabled on `lo`.
-    pub fn add_passthrough(&mut self) -> Result<(), Error> {
+    pub fn set_passthrough(&mut self, wanted: bool) -> Result<(), Error> {
         let mut message = AddressMessage::default();
         message.header.family = AddressFamily::Inet6;
         message.header.prefix_len = 128;
@@ -87,38 +89,70 @@ impl Route {
         message.attributes.push(AddressAttribute::Address(IpAddr::V6(PASSTHROUGH)));
         // Nobody else can have it: without this it is tentative, and cannot be bound, until `lo` is up.
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-        self.add(RouteNetlinkMessage::NewAddress(message), || format!("add address {PASSTHROUGH}/128 dev lo"))
+        let what = || format!("address {PASSTHROUGH}/128 dev lo");
+        if wanted {
+            self.add(RouteNetlinkMessage::NewAddress(message), what).map_err(|error| match error {
+                // What older kernels say without a word of explanation.
+                Error::Refused { what, errno: errno @ (Errno::EACCES | Errno::EPERM), extack: None } => {
+                    let hint = String::from("IPv6 is disabled on lo: sysctl net.ipv6.conf.lo.disable_ipv6");
+                    Error::Refused { what, errno, extack: Some(hint) }
+                }
+                other => other,
+            })
+        } else {
+            self.delete(RouteNetlinkMessage::DelAddress(message), what)
+        }
     }
 
-    /// `ip rule add fwmark MARK lookup TABLE priority 1337` and `ip route add local default dev lo table TABLE`, for
-    /// IPv4 and, if wanted, IPv6; what exists is fine.
+    /// `ip rule add fwmark MARK lookup TABLE priority 1337` and `ip route add local default dev lo table TABLE` in the
+    /// families in which they are wanted, and neither in the others; what is so already is fine.
     ///
     /// # Errors
     /// [`Error::Refused`].
-    pub fn add_policy_route(&mut self, wanted: &PolicyRoute) -> Result<(), Error> {
-        let families: &[AddressFamily] =
-            if wanted.ipv6 { &[AddressFamily::Inet, AddressFamily::Inet6] } else { &[AddressFamily::Inet] };
-        for family in families {
-            let flag = if *family == AddressFamily::Inet { "-4" } else { "-6" };
-            // The route first: a rule without it sends marked packets to the next table.
-            let PolicyRoute { mark, table, .. } = *wanted;
-            self.add(RouteNetlinkMessage::NewRoute(local_default(*family, table)), || {
-                format!("add route {flag} local default dev lo table {table}")
-            })?;
-            self.add(RouteNetlinkMessage::NewRule(mark_rule(*family, mark, table)), || {
-                format!("add rule {flag} fwmark {mark} lookup {table} priority {RULE_PRIORITY}")
-            })?;
+    pub fn set_policy_route(&mut self, policy: &PolicyRoute) -> Result<(), Error> {
+        let PolicyRoute { mark, table, ipv4, ipv6 } = *policy;
+        for (family, flag, wanted) in [(AddressFamily::Inet, "-4", ipv4), (AddressFamily::Inet6, "-6", ipv6)]
+        {
+            let (route, rule) = (local_default(family, table), mark_rule(family, mark, table));
+            let route_text = || format!("route {flag} local default dev lo table {table}");
+            let rule_text = || format!("rule {flag} fwmark {mark} lookup {table} priority {RULE_PRIORITY}");
+            // A rule without its route sends marked packets to the next table: the route comes first and goes last.
+            if wanted {
+                self.add(RouteNetlinkMessage::NewRoute(route), route_text)?;
+                self.add(RouteNetlinkMessage::NewRule(rule), rule_text)?;
+            } else {
+                self.delete(RouteNetlinkMessage::DelRule(rule), rule_text)?;
+                self.delete(RouteNetlinkMessage::DelRoute(route), route_text)?;
+            }
         }
         Ok(())
     }
 
     fn add(&mut self, message: RouteNetlinkMessage, what: impl FnOnce() -> String) -> Result<(), Error> {
         let flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
-        let build = |seq| serialize(message.clone(), flags, seq);
-        match self.socket.exchange(&ADD, build, |_| ())? {
-            Ok(_) | Err(Refusal { errno: Errno::EEXIST, .. }) => Ok(()),
-            Err(refusal) => Err(refused(what(), refusal)),
+        match self.request(message, flags)? {
+            Ok(()) | Err(Refusal { errno: Errno::EEXIST, .. }) => Ok(()),
+            Err(refusal) => Err(refused(format!("add {}", what()), refusal)),
         }
+    }
+
+    fn delete(&mut self, message: RouteNetlinkMessage, what: impl FnOnce() -> String) -> Result<(), Error> {
+        match self.request(message, NLM_F_REQUEST | NLM_F_ACK)? {
+            Ok(()) => Ok(()),
+            // How the kernel says that there is no such rule, route or address, and that it has no such family at all
+            // (started with ipv6.disable=1).
+            Err(Refusal {
+                errno:
+                    Errno::ENOENT | Errno::ESRCH | Errno::EADDRNOTAVAIL | Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP,
+                ..
+            }) => Ok(()),
+            Err(refusal) => Err(refused(format!("delete {}", what()), refusal)),
+        }
+    }
+
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<Result<(), Refusal>, Error> {
+        let build = |seq| serialize(message.clone(), flags, seq);
+        Ok(self.socket.exchange(&REQUEST, build, |_| ())?.map(drop))
     }
 }
 

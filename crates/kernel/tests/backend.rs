@@ -327,7 +327,7 @@ fn the_kernel_refuses_a_socket_that_was_opened_without_net_admin() {
             Err(error @ Error::Refused { errno: Errno::EPERM, .. }) => assert!(!error.transient()),
             other => panic!("{other:?}"),
         }
-        match kernel::route::Route::new(route).unwrap().add_passthrough() {
+        match kernel::route::Route::new(route).unwrap().set_passthrough(true) {
             Err(Error::Refused { errno: Errno::EPERM, .. }) => {}
             other => panic!("{other:?}"),
         }

@@ -82,7 +82,7 @@ fn every_point_is_named_and_reached() {
             kernel.apply(&one_rule(1)).unwrap();
             let mut route = kernel::route::Route::new(route_socket()).unwrap();
             route.addresses().unwrap();
-            route.add_policy_route(&PolicyRoute { mark: 1337, table: 133, ipv6: true }).unwrap();
+            route.set_policy_route(&PolicyRoute { mark: 1337, table: 133, ipv4: true, ipv6: true }).unwrap();
         });
         let seen: BTreeSet<_> = seen.into_iter().collect();
         assert_eq!(seen, POINTS.iter().copied().collect());

@@ -64,9 +64,9 @@ fn the_passthrough_address_can_be_bound_and_added_twice() {
     in_netns(|| {
         ip("link set lo up");
         assert!(TcpListener::bind("[::6]:0").is_err());
-        route().add_passthrough().unwrap();
+        route().set_passthrough(true).unwrap();
         TcpListener::bind("[::6]:0").unwrap();
-        route().add_passthrough().unwrap();
+        route().set_passthrough(true).unwrap();
         let found = route().addresses().unwrap().into_iter().filter(|a| a.addr.to_string() == "::6").count();
         assert_eq!(found, 1);
     });
@@ -78,7 +78,7 @@ fn without_ipv6_the_passthrough_address_is_refused_by_name() {
         ip("link set lo up");
         // The file shows the netns of the thread that opens it.
         std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
-        let error = route().add_passthrough().unwrap_err();
+        let error = route().set_passthrough(true).unwrap_err();
         assert!(error.to_string().starts_with("add address ::6/128 dev lo: "), "{error}");
         assert!(!error.transient());
     });
@@ -95,7 +95,7 @@ fn state() -> [String; 4] {
 
 #[test]
 fn the_policy_route_is_what_ip_would_add_and_is_never_doubled() {
-    let wanted = PolicyRoute { mark: 1337, table: 133, ipv6: true };
+    let wanted = PolicyRoute { mark: 1337, table: 133, ipv4: true, ipv6: true };
     let theirs = in_netns(|| {
         ip("link set lo up");
         for family in ["-4", "-6"] {
@@ -106,9 +106,9 @@ fn the_policy_route_is_what_ip_would_add_and_is_never_doubled() {
     });
     let ours = in_netns(|| {
         ip("link set lo up");
-        route().add_policy_route(&wanted).unwrap();
+        route().set_policy_route(&wanted).unwrap();
         let once = state();
-        route().add_policy_route(&wanted).unwrap();
+        route().set_policy_route(&wanted).unwrap();
         assert_eq!(state(), once);
         once
     });
@@ -120,8 +120,38 @@ fn without_ipv6_only_the_ipv4_rule_and_route_are_added() {
     in_netns(|| {
         ip("link set lo up");
         let before = ip("-6 rule");
-        route().add_policy_route(&PolicyRoute { mark: 7, table: 300, ipv6: false }).unwrap();
+        route().set_policy_route(&PolicyRoute { mark: 7, table: 300, ipv4: true, ipv6: false }).unwrap();
         assert_eq!(ip("-6 rule"), before);
         assert!(ip("-4 rule").contains("1337:\tfrom all fwmark 0x7 lookup 300"), "{}", ip("-4 rule"));
+    });
+}
+
+#[test]
+fn what_is_not_wanted_is_removed_and_nothing_else() {
+    let wanted = PolicyRoute { mark: 1337, table: 133, ipv4: true, ipv6: true };
+    in_netns(|| {
+        ip("link set lo up");
+        // Neighbours in every respect: another priority, another mark, another table, another prefix, another address.
+        for family in ["-4", "-6"] {
+            ip(&format!("{family} rule add fwmark 1337 lookup 133 priority 1338"));
+            ip(&format!("{family} rule add fwmark 7 lookup 133 priority 1337"));
+            ip(&format!("{family} route add local default dev lo table 134"));
+        }
+        ip("-4 route add local 10.0.0.0/8 dev lo table 133");
+        ip("addr add ::7/128 dev lo");
+        let all = || (state(), ip("addr show dev lo"));
+        let before = all();
+        let mut route = route();
+        for _ in 0..2 {
+            route.set_passthrough(true).unwrap();
+            route.set_policy_route(&wanted).unwrap();
+            assert_ne!(all().0, before.0);
+            assert_ne!(all().1, before.1);
+            for _ in 0..2 {
+                route.set_passthrough(false).unwrap();
+                route.set_policy_route(&PolicyRoute { ipv4: false, ipv6: false, ..wanted }).unwrap();
+                assert_eq!(all(), before);
+            }
+        }
     });
 }

@@ -23,10 +23,9 @@ impl Plan {
     #[must_use]
     pub fn in_form(mut self, form: Form) -> Self {
         if form == Form::PerFamily {
-            let families: &[IpFamily] =
-                if self.passthrough_ipv6 { &[IpFamily::V4, IpFamily::V6] } else { &[IpFamily::V4] };
-            let tables = families.iter().flat_map(|family| self.tables.iter().map(|t| of_family(t, *family)));
-            self.tables = tables.collect();
+            let split = |family| self.tables.iter().map(move |table| of_family(table, family));
+            let (ipv4, ipv6) = (split(IpFamily::V4), split(IpFamily::V6));
+            self.tables = ipv4.chain(ipv6.filter(|table| !table.chains.is_empty())).collect();
         }
         self
     }
@@ -53,6 +52,8 @@ fn of_family(table: &Table, family: IpFamily) -> Table {
 /// Without the rules about the other family; nothing when no rule is left that does more than the chain's end.
 fn chain_of_family(chain: &Chain, family: IpFamily) -> Option<Chain> {
     let mut rules: Vec<Rule> = chain.rules.iter().filter_map(|rule| rule_of_family(rule, family)).collect();
+    let leaves_all = |rule: &Rule| rule.matches.is_empty() && rule.statements == [Statement::Accept];
+    rules.truncate(rules.iter().position(leaves_all).unwrap_or(rules.len()));
     let needed = rules.iter().rposition(|rule| rule.statements != [Statement::Accept])?;
     rules.truncate(needed + 1);
     Some(Chain { rules, ..chain.clone() })
@@ -88,7 +89,8 @@ mod tests {
     use crate::model::{BaseChain, ChainType, Elements, Hook, L4};
     use crate::{Prefix, render, validate};
 
-    fn plan(passthrough_ipv6: bool) -> Plan {
+    /// With or without a rule in front that leaves IPv6 alone.
+    fn plan(guarded: bool) -> Plan {
         let is = |field, operand| Match { field, op: Op::Eq, operand };
         let set = |name: &str, elements| Set { name: name.to_owned(), elements, comment: None };
         let rule = |reason: &str, matches, statement| Rule {
@@ -98,8 +100,7 @@ mod tests {
         };
         let tcp = || is(Field::L4Proto, Operand::Protocol(L4::Tcp));
         let base = BaseChain { kind: ChainType::Nat, hook: Hook::Output, priority: -100 };
-        let rules = vec![
-            rule("guard", vec![is(Field::NfProto, Operand::Family(IpFamily::V6))], Statement::Accept),
+        let mut rules = vec![
             rule("skip", vec![is(Field::Ip4Dst, Operand::Set("skip4".to_owned()))], Statement::Accept),
             rule(
                 "v6",
@@ -108,6 +109,10 @@ mod tests {
             ),
             rule("all", vec![tcp()], Statement::Redirect(2)),
         ];
+        if guarded {
+            let guard = is(Field::NfProto, Operand::Family(IpFamily::V6));
+            rules.insert(0, rule("guard", vec![guard], Statement::Accept));
+        }
         let only_v4 = vec![rule(
             "v4",
             vec![is(Field::NfProto, Operand::Family(IpFamily::V4)), tcp()],
@@ -124,14 +129,14 @@ mod tests {
                 )],
                 chains: vec![chain("a", rules), chain("b", only_v4)],
             })],
-            passthrough_ipv6,
-            policy_route: None,
+            passthrough_ipv6: false,
+            policy_route: crate::PolicyRoute { mark: 1, table: 1, ipv4: false, ipv6: false },
         }
     }
 
     #[test]
     fn each_family_has_its_own_rules_and_sets() {
-        let split = plan(true).in_form(Form::PerFamily);
+        let split = plan(false).in_form(Form::PerFamily);
         let reasons = |table: &Table| -> Vec<String> {
             table.chains.iter().flat_map(|c| &c.rules).map(|rule| rule.to_string()).collect()
         };
@@ -144,11 +149,9 @@ mod tests {
                 "meta l4proto tcp redirect to :3 comment \"v4\"",
             ]
         );
-        // What accepted all of IPv6 in one table accepts everything in this one.
         assert_eq!(
             reasons(&split.tables[1]),
             [
-                "accept comment \"guard\"",
                 "ip6 daddr ::1 meta l4proto tcp redirect to :1 comment \"v6\"",
                 "meta l4proto tcp redirect to :2 comment \"all\"",
             ]
@@ -162,8 +165,8 @@ mod tests {
 
     #[test]
     fn where_ipv6_is_left_alone_there_is_no_table_for_it() {
-        let split = plan(false).in_form(Form::PerFamily);
+        let split = plan(true).in_form(Form::PerFamily);
         assert_eq!(split.tables.iter().map(|t| t.family).collect::<Vec<_>>(), [Family::Ip]);
-        assert_eq!(plan(false).in_form(Form::Inet), plan(false));
+        assert_eq!(plan(true).in_form(Form::Inet), plan(true));
     }
 }

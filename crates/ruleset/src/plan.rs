@@ -16,17 +16,19 @@ pub struct Plan {
     /// because all of 127.0.0.0/8 is on `lo`.
     pub passthrough_ipv6: bool,
     /// Policy route for marked packets, wanted in TPROXY mode.
-    pub policy_route: Option<PolicyRoute>,
+    pub policy_route: PolicyRoute,
 }
 
-/// `ip rule add fwmark MARK lookup TABLE` and `ip route add local default dev lo table TABLE`.
+/// `ip rule add fwmark MARK lookup TABLE` and `ip route add local default dev lo table TABLE`, wanted or not wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PolicyRoute {
     /// The fwmark, compared with the full mask.
     pub mark: u32,
     /// Routing table number.
     pub table: u32,
-    /// Whether the IPv6 rule and route are wanted; the IPv4 ones always are.
+    /// Whether rule and route are wanted in IPv4.
+    pub ipv4: bool,
+    /// Whether they are in IPv6.
     pub ipv6: bool,
 }
 
