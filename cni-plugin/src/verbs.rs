@@ -45,6 +45,7 @@ pub(crate) fn add(
     }
     let descriptors = Descriptors::open(&call.invocation)?;
     let mut request = request(Operation::Add, sandbox, &options, lookup);
+    request.addresses = call.document.prev_result().map(cni::addresses).unwrap_or_default();
     let limit = Duration::from_secs(options.deadline_seconds.into());
     match agent::ask(&run_dir, &mut request, &descriptors.as_fds(), limit) {
         Ok(answer) => settle(answer),
@@ -177,6 +178,7 @@ fn request(
         sandbox,
         annotations: options.annotations.as_ref().map(decisive),
         environment,
+        addresses: Vec::new(),
         wait_ms: 0,
     }
 }

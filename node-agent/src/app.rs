@@ -67,6 +67,7 @@ pub(crate) fn run(settings: Settings) -> Result<()> {
         pool: Pool::start(THREADS, QUEUE, metrics.queue.clone()).context("start the pool")?,
         closer: Closer::start().context("start the closer")?,
         metrics: Arc::clone(&metrics),
+        ipv6_policy: settings.ipv6_policy,
         records: Arc::new(Mutex::new(Records::default())),
     });
     let names = Arc::new(names);

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
+use redirect::{Ipv6Policy, NoPolicy};
 
 /// Port of `/metrics`.
 const MONITORING_PORT: u16 = 15014;
@@ -38,6 +39,10 @@ pub(crate) struct Flags {
     /// Address that both ports are bound to [env: BIND_ADDRESS] [default: all addresses of both families]
     #[arg(long, value_name = "IP")]
     bind_address: Option<IpAddr>,
+    /// What is done with IPv6 that a pod's proxy does not serve: auto (leave it alone, as Istio does), capture or drop
+    /// [env: IPV6_POLICY] [default: auto]
+    #[arg(long, value_name = "POLICY")]
+    ipv6_policy: Option<String>,
     /// Comma-separated list of scope:level; ours is cni-agent, then all, then default
     #[arg(long = "log_output_level", value_name = "LEVELS", default_value = "")]
     log_output_level: String,
@@ -60,6 +65,8 @@ pub(crate) struct Settings {
     pub(crate) health_port: Option<u16>,
     /// Address of both; nothing means all of both families.
     pub(crate) bind_address: Option<IpAddr>,
+    /// What is done with IPv6 that a pod's proxy does not serve.
+    pub(crate) ipv6_policy: Ipv6Policy,
     /// As given: `scope:level,…`.
     pub(crate) log_output_level: String,
     /// JSON lines instead of text.
@@ -83,6 +90,9 @@ pub(crate) enum SettingsError {
     /// An address that is none.
     #[error("BIND_ADDRESS {0:?}: not an IP address")]
     Address(String),
+    /// Text that is no policy.
+    #[error("IPV6_POLICY {0:?}: use auto, capture or drop")]
+    Ipv6Policy(String),
 }
 
 impl Flags {
@@ -102,7 +112,12 @@ impl Flags {
             (None, Some(text)) => Some(text.parse().map_err(|_| SettingsError::Address(text))?),
             (None, None) => None,
         };
+        let ipv6_policy = match self.ipv6_policy.or_else(|| env("IPV6_POLICY")).filter(|v| !v.is_empty()) {
+            Some(text) => text.parse().map_err(|NoPolicy| SettingsError::Ipv6Policy(text))?,
+            None => Ipv6Policy::default(),
+        };
         Ok(Settings {
+            ipv6_policy,
             run_dir: path(self.cni_agent_run_dir, "CNI_AGENT_RUN_DIR")
                 .unwrap_or_else(|| agent_api::path::DEFAULT_RUN_DIR.into()),
             pod_manifest_dir: path(self.pod_manifest_dir, "POD_MANIFEST_DIR")
@@ -152,6 +167,10 @@ mod tests {
         assert_eq!(settings.pod_manifest_dir, PathBuf::from("/env"));
         assert_eq!(settings.run_dir, PathBuf::from("/run/env"));
         assert_eq!(settings.monitoring_port, Some(2));
+        assert_eq!(settings.ipv6_policy, Ipv6Policy::Auto);
+        let policy =
+            resolve(&["--ipv6-policy=drop"], &[env[0], ("IPV6_POLICY", "capture")]).unwrap().ipv6_policy;
+        assert_eq!(policy, Ipv6Policy::Drop);
     }
 
     #[test]
@@ -166,6 +185,8 @@ mod tests {
         assert_eq!(resolve(&[], &[]), Err(SettingsError::NoPodSource));
         let env = [("POD_MANIFEST_DIR", "/p"), ("BIND_ADDRESS", "localhost")];
         assert_eq!(resolve(&[], &env), Err(SettingsError::Address("localhost".to_owned())));
+        let policy = resolve(&["--ipv6-policy=Drop"], &env[..1]);
+        assert_eq!(policy, Err(SettingsError::Ipv6Policy("Drop".to_owned())));
         let port = resolve(&["--health-port=65536"], &env[..1]);
         assert_eq!(port, Err(SettingsError::Port { name: "health port", value: 65536 }));
     }

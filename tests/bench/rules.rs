@@ -9,7 +9,7 @@ use std::time::Instant;
 use agent_api::netns::Netlink;
 use kernel::{Applied, Backend as _, Nftables};
 use nix::sched::{CloneFlags, unshare};
-use redirect::{Config, Dns, Mode, OwnerGroups, Pod, annotations};
+use redirect::{Config, Dns, Ipv6, Mode, OwnerGroups, Pod, annotations};
 use ruleset::Table;
 
 use crate::report::{Report, median};
@@ -22,7 +22,7 @@ const ROUNDS_LONG: usize = 15;
 const LENGTHS: [u32; 3] = [0, 1_000, 10_000];
 
 pub(crate) fn measure(report: &mut Report) {
-    let default = Config { ipv6: true, ..Config::default() };
+    let default = Config { ipv6: Ipv6::Capture, ..Config::default() };
     let tproxy_dns = Config {
         mode: Mode::Tproxy,
         dns: Dns::All,
@@ -60,7 +60,7 @@ fn long_lists(report: &mut Report) {
         let compile = || {
             let begin = Instant::now();
             let config = Config::from_pod(&pod, &BTreeMap::new()).unwrap();
-            let plan = redirect::compile(&Config { ipv6: true, ..config });
+            let plan = redirect::compile(&Config { ipv6: Ipv6::Capture, ..config });
             (begin.elapsed().as_secs_f64() * 1e6, plan.tables)
         };
         let compiled = median((0..ROUNDS_LONG).map(|_| compile().0).collect());

@@ -99,7 +99,7 @@ fn sent(settings: &Settings) -> Vec<Packet> {
             packets.extend(ports.iter().map(|port| packet(Protocol::Tcp, None, *port)));
             packets.extend(UDP_PORTS.map(|port| packet(Protocol::Udp, None, port)));
             let passthrough = address(PASSTHROUGH[usize::from(address(to).is_ipv6())]);
-            if oif == "lo" && (settings.flag("ipv6") || passthrough.is_ipv4()) {
+            if oif == "lo" && (settings.value("ipv6") == "true" || passthrough.is_ipv4()) {
                 packets.extend(
                     FEW_PORTS[..2].iter().map(|port| packet(Protocol::Tcp, Some(passthrough), *port)),
                 );
@@ -129,7 +129,8 @@ fn marked(settings: &Settings) -> Vec<Packet> {
     if !senders.is_empty() {
         // The proxy calls the application with its client's address.
         let proxy = Ids { uid: 0, ..settings.proxy() };
-        let captured = ARRIVING[..4].iter().filter(|(to, ..)| settings.flag("ipv6") || address(to).is_ipv4());
+        let captured =
+            ARRIVING[..4].iter().filter(|(to, ..)| settings.value("ipv6") == "true" || address(to).is_ipv4());
         packets.extend(
             captured.map(|(client, to, _)| Packet { from: Some(address(client)), ..packet(proxy, 1337, to) }),
         );

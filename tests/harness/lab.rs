@@ -241,12 +241,9 @@ impl Lab {
     pub fn program(&self, plan: &Plan) {
         self.apply(&plan.tables);
         let mut route = Route::new(self.pod.run(|| Netlink::Route.open().unwrap())).unwrap();
-        if plan.passthrough_ipv6 {
-            route.add_passthrough().unwrap();
-        }
-        if let Some(policy) = plan.policy_route {
-            route.add_policy_route(&policy).unwrap();
-        }
+        // A lab without IPv6 has none of either.
+        route.set_passthrough(plan.passthrough_ipv6).unwrap();
+        route.set_policy_route(&plan.policy_route).unwrap();
     }
 
     /// A source port that no probe of this lab had.

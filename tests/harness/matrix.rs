@@ -8,7 +8,7 @@ use redirect::annotations::{
     parse_cidrs, parse_groups, parse_inbound_ports, parse_interfaces, parse_loopback, parse_mode,
     parse_outbound_cidrs, parse_ports,
 };
-use redirect::{Config, Dns, OwnerGroups, Proxy};
+use redirect::{Config, Dns, Ipv6, OwnerGroups, Proxy};
 
 use crate::packet::{Ids, Packet, Protocol, Verdict, Way};
 
@@ -133,7 +133,12 @@ impl Settings {
             owner_groups: groups,
             dns,
             drop_invalid: self.flag("drop_invalid"),
-            ipv6: self.flag("ipv6"),
+            ipv6: match self.value("ipv6") {
+                "true" => Ipv6::Capture,
+                "false" => Ipv6::Leave,
+                "drop" => Ipv6::Drop,
+                other => panic!("ipv6={other}"),
+            },
             proxy: Proxy { uids: [self.proxy().uid].into(), gids: [self.proxy().gid].into() },
             loopback4: parse_loopback(self.value("loopback4")).unwrap(),
             ..Config::default()

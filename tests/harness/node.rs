@@ -200,6 +200,7 @@ impl Node {
             sandbox: agent_api::Sandbox::default(),
             annotations: None,
             environment: BTreeMap::new(),
+            addresses: Vec::new(),
             wait_ms: 1000,
         };
         let path = agent_api::path::requests(&self.run_dir());

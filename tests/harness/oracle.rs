@@ -39,10 +39,14 @@ pub fn read(settings: &Settings, packet: &Packet) -> (Expected, Trace) {
     let ipv6 = packet.to.is_ipv6();
     let mut reading = Reading { settings, packet, ipv6, trace: Vec::new() };
     let expected = match packet.way {
-        _ if ipv6 && !settings.flag("ipv6") => left_alone(packet),
+        _ if ipv6 && settings.value("ipv6") == "false" => left_alone(packet),
         Way::Out(_, oif) => reading.outbound(oif == "lo"),
         Way::In(iif) => reading.inbound(iif),
     };
+    let captured = matches!(expected.verdict, Verdict::Redirect(_) | Verdict::Tproxy(_));
+    if ipv6 && settings.value("ipv6") == "drop" && captured {
+        return (Expected { verdict: Verdict::Drop, ..NOTHING }, reading.trace);
+    }
     (expected, reading.trace)
 }
 
@@ -115,7 +119,10 @@ impl Reading<'_> {
         expected.verdict = self.nat_prerouting(iif);
         // T7 takes the answer to a connection that the pod forwards for one to the pod, with upstream, too.
         let local = ["10.79.0.1", "fd00:79::1"].iter().any(|own| self.packet.to == parse(own));
-        let everything = self.tcp() && self.tproxy_mode() && self.settings.value("in_include") == "*";
+        // Where IPv6 is dropped, the mark has no route.
+        let routed = !(self.ipv6 && self.settings.value("ipv6") == "drop");
+        let everything =
+            self.tcp() && self.tproxy_mode() && routed && self.settings.value("in_include") == "*";
         if iif == "vm0" && !local && everything && expected.verdict == Verdict::Pass {
             self.step("T7");
             expected.verdict = Verdict::Drop;
@@ -134,8 +141,14 @@ impl Reading<'_> {
     /// host's, unless it is about to leave by an excluded interface or marked packets have no route.
     fn answer(&mut self, expected: &mut Expected) {
         let client = self.packet.from.and_then(|from| FOREIGN.iter().find(|(a, _)| from == parse(a)));
+        let unrouted = self.ipv6 && self.settings.value("ipv6") == "drop";
+        // What was redirected is answered from 127.0.0.1, which the kernel never sends to another host.
+        let martian = !self.ipv6 && matches!(expected.verdict, Verdict::Redirect(_));
         let lost = client.is_some_and(|(_, oif)| {
-            self.listed("exclude_ifaces", oif) || self.settings.value("in_include").is_empty()
+            self.listed("exclude_ifaces", oif)
+                || self.settings.value("in_include").is_empty()
+                || unrouted
+                || martian
         });
         if lost {
             self.step("K1");
@@ -238,12 +251,14 @@ impl Reading<'_> {
         let rerouted = self.listed("reroute_ifaces", iif);
         let include = self.settings.value("out_cidr_include");
         let taken = include == "*" || self.within("out_cidr_include", to);
+        let spared = self.listed("out_port_exclude", &port) || self.within("out_cidr_exclude", to);
         let inbound = self.settings.value("in_include");
         let redirects = !self.tproxy_mode() && !inbound.is_empty();
         let captured = inbound == "*" || self.listed("in_include", &port);
         let excluded = inbound == "*" && self.listed("in_exclude", &port);
         let steps = [
-            ("P1", rerouted && tcp && taken, OUTBOUND),
+            // Deviation: what is excluded on output is here, too.
+            ("P1", rerouted && tcp && taken && !spared, OUTBOUND),
             ("P2", rerouted, Verdict::Pass),
             ("P3", self.listed("exclude_ifaces", iif), Verdict::Pass),
             ("P4", redirects && tcp && port == "15008", Verdict::Pass),

@@ -58,7 +58,8 @@ impl<'a> Predictor<'a> {
             expected.zone = Some(left.packet.connection.zone);
         }
         let comes_in = left.as_ref().is_none_or(|left| left.packet.interface == Interface::Lo);
-        if packet.protocol == Protocol::Tcp && comes_in {
+        // What is dropped may not get to where marks are seen.
+        if packet.protocol == Protocol::Tcp && comes_in && expected.verdict != Verdict::Drop {
             expected.lo_mark = left.as_ref().map(|left| left.packet.mark);
             expected.mark = Some(trace.packet.mark);
             expected.connection_mark = Some(trace.packet.connection.mark);
@@ -80,7 +81,8 @@ impl<'a> Predictor<'a> {
 
     /// Whether a packet with `mark` is delivered locally, whatever its destination.
     fn comes_back(&self, mark: u32, ipv6: bool) -> bool {
-        self.plan.policy_route.is_some_and(|route| route.mark == mark && (route.ipv6 || !ipv6))
+        let route = &self.plan.policy_route;
+        route.mark == mark && if ipv6 { route.ipv6 } else { route.ipv4 }
     }
 
     /// The answer to `packet`, whose way is `trace`: whether it finds its way, and what there is to see.

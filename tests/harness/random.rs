@@ -36,7 +36,7 @@ const POOLS: [(&str, &[&str]); 18] = [
     ("dns", &["off", "all", "nameservers"]),
     ("nameservers", &["", "203.0.113.10,127.0.0.53,2001:db8:1::10", "203.0.113.10"]),
     ("drop_invalid", &["false", "true"]),
-    ("ipv6", &["true", "true", "false"]),
+    ("ipv6", &["true", "true", "false", "drop"]),
     ("proxy_uid", &["1337", "5000"]),
     ("proxy_gid", &["1337", "6000"]),
     ("loopback4", &["127.0.0.1/32", "127.0.0.0/8"]),

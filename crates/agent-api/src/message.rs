@@ -8,6 +8,7 @@
 //! overlap.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,7 @@ pub const DECISIVE_ANNOTATIONS: &[&str] = &[
     "traffic.sidecar.istio.io/includeOutboundIPRanges",
     "traffic.sidecar.istio.io/includeOutboundPorts",
     "traffic.sidecar.istio.io/kubevirtInterfaces",
+    "traffic.waylay.io/ipv6-policy",
 ];
 
 /// The variables of the plugin's own environment that change the rules.
@@ -103,6 +105,9 @@ pub struct Request {
     /// Variables of the plugin's environment that change the rules ([`ENVIRONMENT`]).
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    /// The addresses that the plugins before this one gave the pod (prevResult); none when they did not say.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
     /// How long the sender waits for the answer, in milliseconds.
     #[serde(default)]
     pub wait_ms: u64,
@@ -232,6 +237,7 @@ mod tests {
             sandbox: Sandbox { name: "a".into(), uid: Some("u".into()), ..Sandbox::default() },
             annotations: Some(BTreeMap::from([("k".into(), "v".into())])),
             environment: BTreeMap::new(),
+            addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             wait_ms: 5000,
         };
         assert_eq!(Request::decode(&request.encode()).unwrap(), request);

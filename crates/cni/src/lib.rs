@@ -22,4 +22,5 @@ pub use config::{Attachment, Document, Options};
 pub use dispatch::{Call, Plugin, run};
 pub use env::{Invocation, Verb};
 pub use error::{Code, Error};
+pub use result::addresses;
 pub use version::Version;

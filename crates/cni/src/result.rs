@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The result of an ADD. Owns what is printed; never adds, drops or rewrites anything that an earlier plugin reported.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::error::{Code, Error};
@@ -28,6 +31,61 @@ pub fn printed(version: Version, prev: Option<&str>) -> Result<String, Error> {
         }
         None => Ok(format!("{{\"cniVersion\":\"{}\"}}", version.as_str())),
     }
+}
+
+/// The addresses that `prev`, a result of any version, gives the sandbox; those of the host's interfaces are not among
+/// them. What cannot be read is left out: it is the business of those who wrote it.
+#[must_use]
+pub fn addresses(prev: &str) -> Vec<IpAddr> {
+    let Ok(result) = serde_json::from_str::<Addressed<'_>>(prev) else { return Vec::new() };
+    let on_host = |ip: &Ip<'_>| {
+        let index = ip.interface.and_then(|index| usize::try_from(index).ok());
+        index.and_then(|index| result.interfaces.get(index)).is_some_and(|i| i.sandbox.is_empty())
+    };
+    let listed = result.ips.iter().filter(|ip| !on_host(ip)).map(|ip| &ip.address);
+    let oldest = [&result.ip4, &result.ip6].into_iter().flatten().map(|ip| &ip.ip);
+    let address = |text: &Cow<'_, str>| text.split('/').next().and_then(|address| address.parse().ok());
+    listed.chain(oldest).filter_map(address).take(ADDRESSES).collect()
+}
+
+/// A pod has a handful.
+const ADDRESSES: usize = 64;
+
+#[derive(Deserialize)]
+struct Addressed<'a> {
+    #[serde(borrow, default, deserialize_with = "or_null")]
+    ips: Vec<Ip<'a>>,
+    #[serde(borrow, default, deserialize_with = "or_null")]
+    interfaces: Vec<Interface<'a>>,
+    #[serde(borrow, default)]
+    ip4: Option<OldIp<'a>>,
+    #[serde(borrow, default)]
+    ip6: Option<OldIp<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Ip<'a> {
+    #[serde(borrow, default)]
+    address: Cow<'a, str>,
+    #[serde(default)]
+    interface: Option<i64>,
+}
+
+#[derive(Deserialize)]
+struct Interface<'a> {
+    #[serde(borrow, default)]
+    sandbox: Cow<'a, str>,
+}
+
+/// Of results before 0.3.0.
+#[derive(Deserialize)]
+struct OldIp<'a> {
+    #[serde(borrow, default)]
+    ip: Cow<'a, str>,
+}
+
+fn or_null<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 fn check(version: Version, text: &str) -> Result<(), Error> {
@@ -136,5 +194,25 @@ mod tests {
             printed(Version::V0_2_0, Some(r#"{"ip4":[]}"#)).unwrap_err().msg(),
             format!("prevResult has ip4 []: must be an object; {see}")
         );
+    }
+
+    #[test]
+    fn the_sandboxs_addresses_are_read_of_every_version_and_the_hosts_are_not() {
+        let found = |text| addresses(text).iter().map(ToString::to_string).collect::<Vec<_>>();
+        let bridge = r#"{"interfaces":[{"name":"cni0"},{"name":"veth1","sandbox":""},{"name":"eth0","sandbox":"/n"}],
+            "ips":[{"address":"10.0.0.5/24","interface":2,"gateway":"10.0.0.1"},{"address":"10.0.0.1/24","interface":0},
+                   {"version":"6","address":"fd00::5/64","interface":2},{"address":"10.1.0.5/32"},
+                   {"address":"10.2.0.5/24","interface":9},{"address":"10.2.0.6/24","interface":-1}]}"#;
+        assert_eq!(found(bridge), ["10.0.0.5", "fd00::5", "10.1.0.5", "10.2.0.5", "10.2.0.6"]);
+        assert_eq!(
+            found(r#"{"ip4":{"ip":"10.0.0.1/24"},"ip6":{"ip":"fd00::1/64"}}"#),
+            ["10.0.0.1", "fd00::1"]
+        );
+        assert_eq!(found(r#"{"ips":[{"address":"host"},{"address":"10.0.0.1"},{}]}"#), ["10.0.0.1"]);
+        for nothing in
+            ["{}", "7", r#"{"ips":null}"#, r#"{"ips":[],"interfaces":null,"ip4":null}"#, r#"{"ips":[7]}"#]
+        {
+            assert!(found(nothing).is_empty(), "{nothing}");
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ruleset::{IfName, Prefix};
 
 use crate::config::{InboundPorts, Mode, OutboundCidrs, Prefixes};
+use crate::families::{Ipv6Policy, NoPolicy};
 
 /// `true` or `false`; the label of the same name replaces it.
 pub const INJECT: &str = "sidecar.istio.io/inject";
@@ -33,8 +34,11 @@ pub const REROUTE_INTERFACES: &str = "istio.io/reroute-virtual-interfaces";
 /// Its deprecated name, read only where the new one is absent.
 pub const KUBEVIRT_INTERFACES: &str = "traffic.sidecar.istio.io/kubevirtInterfaces";
 
+/// What happens to IPv6 that the proxy does not serve: `auto`, `capture` or `drop`. Ours; Istio knows no such thing.
+pub const IPV6_POLICY: &str = "traffic.waylay.io/ipv6-policy";
+
 /// All that are read.
-pub const ALL: [&str; 12] = [
+pub const ALL: [&str; 13] = [
     INJECT,
     STATUS,
     INTERCEPTION_MODE,
@@ -47,6 +51,7 @@ pub const ALL: [&str; 12] = [
     EXCLUDE_INTERFACES,
     REROUTE_INTERFACES,
     KUBEVIRT_INTERFACES,
+    IPV6_POLICY,
 ];
 
 /// Why a value is refused: what is wrong with it, and what is accepted.
@@ -80,6 +85,14 @@ pub fn parse_mode(text: &str) -> Result<Mode, GrammarError> {
         "TPROXY" => Ok(Mode::Tproxy),
         _ => refuse("no such mode", "REDIRECT, TPROXY or NONE, in capitals"),
     }
+}
+
+/// What is done with IPv6 that the proxy does not serve.
+///
+/// # Errors
+/// [`GrammarError`] for anything but the three words.
+pub fn parse_ipv6_policy(text: &str) -> Result<Option<Ipv6Policy>, GrammarError> {
+    text.parse().map(Some).or_else(|NoPolicy| refuse("no such policy", "auto, capture or drop"))
 }
 
 /// A list of ports; a leading zero is decimal all the same.

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ruleset::{IfName, Prefix, RangeSet};
 
+use crate::families::Ipv6Policy;
+
 /// Ports that Istio's proxy and agent use, all TCP but for DNS.
 pub mod ports {
     /// Outbound capture.
@@ -95,6 +97,17 @@ pub enum Dns {
     Nameservers(BTreeSet<IpAddr>),
 }
 
+/// What happens in IPv6 to traffic that would be captured in IPv4.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ipv6 {
+    /// Nothing: no rule of ours looks at IPv6.
+    Leave,
+    /// It is captured, too.
+    Capture,
+    /// It is dropped; what is excluded passes as ever.
+    Drop,
+}
+
 /// How the proxy's own traffic is recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proxy {
@@ -134,8 +147,10 @@ pub struct Config {
     pub drop_invalid: bool,
     /// Whether the proxy says that it serves both families.
     pub dual_stack: bool,
-    /// Whether IPv6 is captured; otherwise it is left alone. Decided by [`crate::wants_ipv6`].
-    pub ipv6: bool,
+    /// What the pod wants done with IPv6 that its proxy does not serve; nothing means what the node wants.
+    pub ipv6_policy: Option<Ipv6Policy>,
+    /// What is done with IPv6. Decided by [`crate::decide_ipv6`].
+    pub ipv6: Ipv6,
     /// Who the proxy is.
     pub proxy: Proxy,
     /// IPv4 destinations that count as loopback.
@@ -161,7 +176,8 @@ impl Default for Config {
             dns: Dns::Off,
             drop_invalid: false,
             dual_stack: false,
-            ipv6: false,
+            ipv6_policy: None,
+            ipv6: Ipv6::Leave,
             proxy: Proxy { uids: [PROXY_ID].into(), gids: [PROXY_ID].into() },
             loopback4: Prefix::host(Ipv4Addr::LOCALHOST.to_bits()),
             warnings: Vec::new(),

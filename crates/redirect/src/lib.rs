@@ -15,12 +15,12 @@ mod families;
 mod pod;
 mod resolve;
 
-pub use compile::{TABLE, compile};
+pub use compile::{TABLE, compile, nothing};
 pub use config::{
-    Config, Dns, InboundPorts, Mode, OutboundCidrs, OwnerGroups, Prefixes, Proxy, TPROXY_MARK, TPROXY_TABLE,
-    ports,
+    Config, Dns, InboundPorts, Ipv6, Mode, OutboundCidrs, OwnerGroups, Prefixes, Proxy, TPROXY_MARK,
+    TPROXY_TABLE, ports,
 };
 pub use decide::{Decision, Reason, decide};
-pub use families::{NoAddress, wants_ipv6};
+pub use families::{Ipv6Decision, Ipv6Policy, NoAddress, NoPolicy, decide_ipv6};
 pub use pod::{Container, EnvVar, Metadata, Pod, SecurityContext, Spec};
 pub use resolve::SettingError;

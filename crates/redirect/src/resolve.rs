@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::annotations::{
     EXCLUDE_INBOUND_PORTS, EXCLUDE_INTERFACES, EXCLUDE_OUTBOUND_CIDRS, EXCLUDE_OUTBOUND_PORTS, GrammarError,
-    INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_CIDRS, INCLUDE_OUTBOUND_PORTS, INTERCEPTION_MODE,
+    INCLUDE_INBOUND_PORTS, INCLUDE_OUTBOUND_CIDRS, INCLUDE_OUTBOUND_PORTS, INTERCEPTION_MODE, IPV6_POLICY,
     KUBEVIRT_INTERFACES, REROUTE_INTERFACES, parse_cidrs, parse_groups, parse_inbound_ports,
-    parse_interfaces, parse_loopback, parse_mode, parse_outbound_cidrs, parse_ports, shown,
+    parse_interfaces, parse_ipv6_policy, parse_loopback, parse_mode, parse_outbound_cidrs, parse_ports,
+    shown,
 };
 use crate::config::{Config, Dns, OwnerGroups, PROXY_ID, Proxy, ports};
 use crate::pod::{Pod, parse_bool};
@@ -49,7 +50,7 @@ pub enum SettingError {
 
 impl Config {
     /// The settings of `pod`, with `environment` the variables of the plugin's own process. Which families are
-    /// captured is not known yet: [`Config::ipv6`] is false.
+    /// captured is not known yet: [`Config::ipv6`] is [`crate::Ipv6::Leave`].
     ///
     /// # Errors
     /// [`SettingError`] for the first value that cannot be used.
@@ -77,7 +78,8 @@ impl Config {
         } else {
             KUBEVIRT_INTERFACES
         };
-        set(&mut self.reroute_interfaces, pod, reroute, parse_interfaces)
+        set(&mut self.reroute_interfaces, pod, reroute, parse_interfaces)?;
+        set(&mut self.ipv6_policy, pod, IPV6_POLICY, parse_ipv6_policy)
     }
 
     fn read_environment(&mut self, environment: &BTreeMap<String, String>) -> Result<(), SettingError> {
@@ -219,6 +221,7 @@ mod tests {
                 "\"1\" is not an interface name: use a comma-separated list of interface",
             ),
             (KUBEVIRT_INTERFACES, ",", "an item is empty: use a comma-separated list of interface names"),
+            (IPV6_POLICY, "Drop", "no such policy: use auto, capture or drop"),
         ];
         // All annotations after the bad one are bad, too: the first in the order of reading wins.
         for first in 0..cases.len() {

@@ -8,11 +8,11 @@
 use std::path::Path;
 
 use redirect::annotations::{parse_cidrs, parse_inbound_ports, parse_outbound_cidrs, parse_ports};
-use redirect::{Config, Dns, Mode, OwnerGroups, compile};
+use redirect::{Config, Dns, Ipv6, Mode, OwnerGroups, compile};
 
 fn cases() -> Vec<(&'static str, Config)> {
     let default = Config::default();
-    let dual = Config { ipv6: true, ..Config::default() };
+    let dual = Config { ipv6: Ipv6::Capture, ..Config::default() };
     vec![
         ("default_ipv4", default),
         ("default_dual_stack", dual.clone()),
@@ -55,9 +55,11 @@ fn cases() -> Vec<(&'static str, Config)> {
                 dns: Dns::Nameservers(
                     ["203.0.113.10", "127.0.0.53", "2001:db8:1::10"].map(|a| a.parse().unwrap()).into(),
                 ),
-                ..dual
+                ..dual.clone()
             },
         ),
+        ("ipv6_dropped", Config { ipv6: Ipv6::Drop, dns: Dns::All, ..dual.clone() }),
+        ("ipv6_dropped_tproxy", Config { ipv6: Ipv6::Drop, mode: Mode::Tproxy, ..dual }),
     ]
 }
 

@@ -41,6 +41,7 @@ pub(crate) struct Metrics {
     add_seconds: Histogram,
     refused: Family<ReasonLabel, Counter>,
     notices: Family<NoticeLabels, Counter>,
+    ipv6: Family<ReasonLabel, Counter>,
     /// Connections to the request socket that are open now.
     pub(crate) connections: Gauge,
     /// Jobs that wait for a thread of the pool.
@@ -60,6 +61,7 @@ impl Metrics {
         let add_seconds = Histogram::new(LATENCY);
         let refused = Family::<ReasonLabel, Counter>::default();
         let notices = Family::<NoticeLabels, Counter>::default();
+        let ipv6 = Family::<ReasonLabel, Counter>::default();
         let [connections, queue, role, bad_manifests] = std::array::from_fn(|_| Gauge::default());
         registry.register("adds", "ADDs answered by the agent", adds.clone());
         registry.register("checks", "CHECKs answered by the agent", checks.clone());
@@ -70,6 +72,7 @@ impl Metrics {
         );
         registry.register("refused_peers", "Connections and messages refused", refused.clone());
         registry.register("notices", "What the plugin did without the agent", notices.clone());
+        registry.register("ipv6", "Redirected pods by what is done with their IPv6", ipv6.clone());
         registry.register("open_connections", "Open connections of plugins", connections.clone());
         registry.register("queue_depth", "Jobs that wait for a thread", queue.clone());
         registry.register("socket_holder", "1 while this agent holds the plugin socket", role.clone());
@@ -81,6 +84,7 @@ impl Metrics {
             add_seconds,
             refused,
             notices,
+            ipv6,
             connections,
             queue,
             role,
@@ -109,6 +113,11 @@ impl Metrics {
         self.notices.get_or_create(&NoticeLabels { kind, reason }).inc();
     }
 
+    /// Rules were written that treat IPv6 so.
+    pub(crate) fn ipv6(&self, reason: &'static str) {
+        self.ipv6.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
     /// The text of `/metrics` (OpenMetrics).
     pub(crate) fn render(&self) -> String {
         let mut out = String::new();
@@ -128,6 +137,7 @@ mod tests {
         metrics.check("fail", "rules_differ");
         metrics.refuse("peer_uid");
         metrics.notice("pass", "no_sidecar");
+        metrics.ipv6("ipv6_bypass");
         let text = metrics.render();
         let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         assert_eq!(
@@ -138,6 +148,7 @@ mod tests {
                 "waylay_add_duration_seconds histogram",
                 "waylay_refused_peers counter",
                 "waylay_notices counter",
+                "waylay_ipv6 counter",
                 "waylay_open_connections gauge",
                 "waylay_queue_depth gauge",
                 "waylay_socket_holder gauge",
@@ -150,6 +161,7 @@ mod tests {
             "waylay_add_duration_seconds_bucket{le=\"0.0005\"} 1",
             "waylay_refused_peers_total{reason=\"peer_uid\"} 1",
             "waylay_notices_total{kind=\"pass\",reason=\"no_sidecar\"} 1",
+            "waylay_ipv6_total{reason=\"ipv6_bypass\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }

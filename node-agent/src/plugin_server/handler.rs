@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use agent_api::netns::NetnsId;
 use agent_api::{Notice, NoticeKind, Operation, PassReason, Request, Sandbox, Versions};
-use redirect::{Config, Decision, decide};
+use redirect::{Config, Decision, Ipv6Policy, decide};
 use tokio::time::Instant;
 
 use super::descriptors::{Descriptors, verify};
 use super::failure::Failure;
-use super::program::Sandboxed;
+use super::program::{Sandboxed, Wanted};
 use super::records::Records;
 use super::reply::{Connection, Reply};
 use super::self_test;
@@ -38,6 +38,8 @@ pub(crate) struct Handler {
     pub(crate) closer: Closer,
     /// What is counted.
     pub(crate) metrics: Arc<Metrics>,
+    /// What is done with IPv6 that a proxy does not serve, unless the pod says otherwise.
+    pub(crate) ipv6_policy: Ipv6Policy,
     /// Which sandboxes were redirected.
     pub(crate) records: Arc<Mutex<Records>>,
 }
@@ -55,7 +57,7 @@ enum Work {
     /// Show that the pool is alive, and that the kernel talks to it.
     Ping,
     /// Write rules.
-    Add(Box<Config>, Descriptors),
+    Add(Box<Wanted>, Descriptors),
     /// Compare rules; whether there must be any.
     Check(Descriptors, bool),
 }
@@ -65,7 +67,7 @@ enum Decided {
     /// Nothing, for this reason.
     Pass(&'static str),
     /// Write these rules.
-    Redirect(Box<Config>),
+    Redirect(Box<Wanted>),
 }
 
 /// [`Work`] with the answer that it ends in.
@@ -118,7 +120,7 @@ impl Handler {
             return Ok(Work::Check(descriptors, redirected));
         }
         match self.decide_add(request).await {
-            Ok(Decided::Redirect(config)) => Ok(Work::Add(config, descriptors)),
+            Ok(Decided::Redirect(wanted)) => Ok(Work::Add(wanted, descriptors)),
             Ok(Decided::Pass(reason)) => {
                 left.descriptors = Some(descriptors);
                 Ok(Work::Answer(reason))
@@ -148,7 +150,9 @@ impl Handler {
                 for warning in &config.warnings {
                     tracing::warn!(pod.namespace = namespace, pod.name = name, "{warning}");
                 }
-                Ok(Decided::Redirect(Box::new(config)))
+                let ipv6_policy = config.ipv6_policy.unwrap_or(self.ipv6_policy);
+                let addresses = request.addresses.clone();
+                Ok(Decided::Redirect(Box::new(Wanted { config, ipv6_policy, addresses })))
             }
         }
     }
@@ -179,30 +183,28 @@ impl Handler {
 
 impl Job for Exchange {
     fn run(self: Box<Self>) {
-        let Self { work, reply, attachment, wait, closer, records } = *self;
+        let Self { work, mut reply, attachment, wait, closer, records } = *self;
         // It asks again, or has failed; what would be written now could be of a sandbox that is gone.
         if !wait.is_zero() && reply.age() > wait {
             reply.give_up(&Refusal::GaveUp);
             return closer.close(work);
         }
-        let (descriptors, config, redirected) = match work {
+        let (descriptors, wanted, redirected) = match work {
             Work::Answer(reason) => return reply.send(Ok(reason)),
             Work::Ping => return reply.send(self_test::run().map(|()| "alive")),
-            Work::Add(config, descriptors) => (descriptors, Some(config), true),
+            Work::Add(wanted, descriptors) => (descriptors, Some(wanted), true),
             Work::Check(descriptors, redirected) => (descriptors, None, redirected),
         };
         let mut sandboxed = match Sandboxed::new(descriptors) {
             Ok(sandboxed) => sandboxed,
             Err(failure) => return reply.send(Err(failure)),
         };
-        let result = match config {
-            Some(config) => {
-                let result = sandboxed.add(*config);
-                if result.is_ok() {
-                    lock(&records).insert(&attachment);
-                }
-                result
-            }
+        let result = match wanted {
+            Some(wanted) => sandboxed.add(*wanted).map(|added| {
+                lock(&records).insert(&attachment);
+                reply.ipv6 = Some(added.ipv6);
+                added.reason
+            }),
             None => sandboxed.check(redirected),
         };
         reply.send(result);

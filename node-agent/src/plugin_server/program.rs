@@ -4,10 +4,11 @@
 //! Blocks inside system calls: for the threads of the pool only. Every step is idempotent, so that a failure after a
 //! part of them is mended by asking again.
 
+use std::net::IpAddr;
+
 use agent_api::netns::Netns;
-use kernel::route::Route;
-use kernel::{Applied, Backend, Error, Nftables};
-use redirect::{Config, compile, wants_ipv6};
+use kernel::{Applied, Error, PodNetns};
+use redirect::{Config, Ipv6Decision, Ipv6Policy, compile, decide_ipv6};
 use ruleset::{Fingerprint, FingerprintError};
 
 use super::descriptors::Descriptors;
@@ -16,9 +17,26 @@ use super::self_test;
 
 /// The pod's netns, open for work. Dropping it may block for 10 ms.
 pub(crate) struct Sandboxed {
-    nftables: Nftables,
-    route: Route,
+    pod: PodNetns,
     _netns: Netns,
+}
+
+/// What an ADD is to write.
+pub(crate) struct Wanted {
+    /// The pod's settings; what is done with IPv6 is still open.
+    pub(crate) config: Config,
+    /// What is done with IPv6 that the proxy does not serve.
+    pub(crate) ipv6_policy: Ipv6Policy,
+    /// The addresses that the plugins before ours reported.
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+/// What an ADD did.
+pub(crate) struct Added {
+    /// The reason code.
+    pub(crate) reason: &'static str,
+    /// What is done with IPv6.
+    pub(crate) ipv6: Ipv6Decision,
 }
 
 impl Sandboxed {
@@ -28,34 +46,27 @@ impl Sandboxed {
     /// [`Failure::Kernel`] when a socket cannot be set up.
     pub(crate) fn new(descriptors: Descriptors) -> Result<Self, Failure> {
         let Descriptors { netns, nfnetlink, rtnetlink, .. } = descriptors;
-        Ok(Self {
-            nftables: Nftables::new(nfnetlink).map_err(kernel("set up nf_tables"))?,
-            route: Route::new(rtnetlink).map_err(kernel("set up routing"))?,
-            _netns: netns,
-        })
+        let pod = PodNetns::new(nfnetlink, rtnetlink).map_err(kernel("set up netlink"))?;
+        Ok(Self { pod, _netns: netns })
     }
 
-    /// Decide about IPv6, compile, and write. Tells what was done, as a reason code.
+    /// Decide about IPv6, compile, and write.
     ///
     /// # Errors
     /// [`Failure`]; asking again is safe.
-    pub(crate) fn add(&mut self, mut config: Config) -> Result<&'static str, Failure> {
-        let addresses = self.route.addresses().map_err(kernel("read the addresses"))?;
-        config.ipv6 = wants_ipv6(config.dual_stack, addresses.into_iter().map(|address| address.addr))?;
+    pub(crate) fn add(&mut self, wanted: Wanted) -> Result<Added, Failure> {
+        let Wanted { mut config, ipv6_policy, addresses } = wanted;
+        let present = self.pod.addresses().map_err(kernel("read the addresses"))?;
+        let present: Vec<IpAddr> = present.into_iter().map(|address| address.addr).collect();
+        let ipv6 = decide_ipv6(ipv6_policy, config.dual_stack, &addresses, &present)?;
+        config.ipv6 = ipv6.treatment();
         let plan = compile(&config).in_form(self_test::form());
-        // The rules first: they alone decide whether traffic passes the proxy, and they come all or not at all.
-        let applied = self.nftables.apply(&plan.tables).map_err(kernel("write the rules"))?;
-        if plan.passthrough_ipv6 {
-            self.route.add_passthrough().map_err(kernel("add address ::6"))?;
-        }
-        if let Some(wanted) = &plan.policy_route {
-            self.route.add_policy_route(wanted).map_err(kernel("add the policy route"))?;
-        }
-        Ok(match applied {
+        let reason = match self.pod.apply(&plan).map_err(kernel("write the rules"))? {
             Applied::Created => "programmed",
             Applied::Unchanged => "unchanged",
             Applied::Replaced => "replaced",
-        })
+        };
+        Ok(Added { reason, ipv6 })
     }
 
     /// Compare the live tables with the fingerprints in them; `redirected` says whether there must be any. Today's pod
@@ -64,11 +75,11 @@ impl Sandboxed {
     /// # Errors
     /// [`Failure`] when they differ, are gone or cannot be read.
     pub(crate) fn check(&mut self, redirected: bool) -> Result<&'static str, Failure> {
-        let tables = match self.nftables.observe() {
+        let tables = match self.pod.observe() {
             Ok(tables) => tables,
             Err(source @ Error::Decode { .. }) => {
                 // Another release may write what this one cannot read; its fingerprint can be read always.
-                let outlines = self.nftables.outlines().map_err(kernel("read the fingerprints"))?;
+                let outlines = self.pod.outlines().map_err(kernel("read the fingerprints"))?;
                 let other = |table| Fingerprint::verify(table) == Err(FingerprintError::OtherForm);
                 return if outlines.iter().any(other) {
                     Ok("other_release")

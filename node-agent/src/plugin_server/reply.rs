@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use agent_api::frame::{self, FrameError};
 use agent_api::{Answer, Operation, Outcome, Sandbox, Versions, fault_point};
 use prometheus_client::metrics::gauge::Gauge;
+use redirect::Ipv6Decision;
 
 use super::failure::{Failure, op};
 use super::session::Refusal;
@@ -33,6 +34,8 @@ pub(crate) struct Reply {
     sandbox: Sandbox,
     /// Inode of the pod's netns, 0 while unknown.
     pub(crate) inode: u64,
+    /// What is done with the pod's IPv6, once rules are written.
+    pub(crate) ipv6: Option<Ipv6Decision>,
 }
 
 impl Connection {
@@ -63,7 +66,7 @@ impl Reply {
         operation: Operation,
         sandbox: Sandbox,
     ) -> Self {
-        Self { owed: Some(connection), versions, metrics, operation, sandbox, inode: 0 }
+        Self { owed: Some(connection), versions, metrics, operation, sandbox, inode: 0, ipv6: None }
     }
 
     /// Answer, then log and count.
@@ -119,6 +122,9 @@ impl Reply {
             Operation::Check => self.metrics.check(result, reason),
             Operation::Ping | Operation::Unknown => {}
         }
+        if let Some(ipv6) = self.ipv6 {
+            self.metrics.ipv6(ipv6.code());
+        }
         if refused {
             self.metrics.refuse(reason);
         }
@@ -136,6 +142,7 @@ impl Reply {
                     pod.uid = self.sandbox.uid.as_deref().unwrap_or_default(),
                     container_id = self.sandbox.container_id,
                     netns.inode = self.inode,
+                    ipv6 = self.ipv6.map(Ipv6Decision::code),
                     elapsed_ms = elapsed.as_micros() as f64 / 1000.0,
                     $($field,)*
                     $text
@@ -146,6 +153,12 @@ impl Reply {
         match (unsent.map(ToString::to_string), answer.outcome) {
             (Some(unsent), _) => line!(warn, "answered, but the plugin is gone", unsent),
             (None, Outcome::Done) if self.operation == Operation::Check => line!(debug, "checked"),
+            (None, Outcome::Done) if self.ipv6 == Some(Ipv6Decision::Bypass) => {
+                line!(
+                    warn,
+                    "answered; the pod's IPv6 goes past its proxy: see annotation traffic.waylay.io/ipv6-policy"
+                )
+            }
             (None, Outcome::Done) => line!(info, "answered"),
             (None, _) => line!(warn, "failed", error),
         }

@@ -150,6 +150,7 @@ fn alive(public: &Path, versions: Versions) -> bool {
         sandbox: Sandbox::default(),
         annotations: None,
         environment: Default::default(),
+        addresses: Vec::new(),
         wait_ms: PROBE_TIMEOUT.as_millis() as u64,
     };
     match exchange(public, &request, &[], Instant::now() + PROBE_TIMEOUT) {

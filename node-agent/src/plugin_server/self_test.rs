@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 use agent_api::netns::Netlink;
 use kernel::route::Route;
 use kernel::{Backend as _, Error, Nftables};
-use redirect::{Config, Dns, InboundPorts, Mode, OutboundCidrs, OwnerGroups, compile};
+use redirect::{Config, Dns, InboundPorts, Ipv6, Mode, OutboundCidrs, OwnerGroups, compile};
 use ruleset::{Form, Plan};
 
 use super::failure::Failure;
@@ -90,7 +90,7 @@ fn accepted_form(mut probe: impl FnMut(&Plan) -> Result<(), Error>) -> Result<Fo
 fn everything() -> [Plan; 2] {
     let name = |text| ruleset::IfName::parse(text).expect("the names below are names");
     let redirect = Config {
-        ipv6: true,
+        ipv6: Ipv6::Capture,
         inbound: InboundPorts::Only([80, 81].into()),
         outbound: OutboundCidrs::Only(
             redirect::annotations::parse_cidrs("10.0.0.0/9,192.0.2.1/32,2001:db8::/33,2001:db8:ffff::1/128")
@@ -103,8 +103,13 @@ fn everything() -> [Plan; 2] {
         owner_groups: OwnerGroups::Only([1, 2].into()),
         ..Config::default()
     };
-    let tproxy =
-        Config { ipv6: true, mode: Mode::Tproxy, dns: Dns::All, drop_invalid: true, ..Config::default() };
+    let tproxy = Config {
+        ipv6: Ipv6::Capture,
+        mode: Mode::Tproxy,
+        dns: Dns::All,
+        drop_invalid: true,
+        ..Config::default()
+    };
     [compile(&redirect), compile(&tproxy)]
 }
 

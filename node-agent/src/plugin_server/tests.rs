@@ -53,6 +53,7 @@ fn bad_annotations() -> BTreeMap<String, String> {
 
 fn handler(versions: Versions, queue: usize) -> Handler {
     Handler {
+        ipv6_policy: redirect::Ipv6Policy::Auto,
         versions,
         own_netns: Netns::own().unwrap().id().unwrap(),
         pods: Arc::new(OnePod),
@@ -76,6 +77,7 @@ fn request(protocol: Versions, operation: Operation, name: &str) -> Request {
         },
         annotations: None,
         environment: BTreeMap::new(),
+        addresses: Vec::new(),
         wait_ms: 1000,
     }
 }

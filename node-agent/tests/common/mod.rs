@@ -262,6 +262,7 @@ pub(crate) fn request(operation: Operation, name: &str) -> Request {
         },
         annotations: None,
         environment: BTreeMap::new(),
+        addresses: Vec::new(),
         wait_ms: 10_000,
     }
 }

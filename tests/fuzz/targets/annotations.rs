@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::{Corpus, fuzz_mutator, fuzz_target};
-use redirect::{Config, Container, EnvVar, Pod, SecurityContext, annotations};
+use redirect::{Config, Container, EnvVar, Ipv6, Pod, SecurityContext, annotations};
 
 /// Variables of the proxy container.
 const OF_PROXY: [&str; 4] = ["ISTIO_META_DNS_CAPTURE", "ISTIO_DUAL_STACK", "INVALID_DROP", "DISABLE_ENVOY"];
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     match Config::from_pod(&pod, &environment) {
         Ok(config) => {
             // The addresses of the pod have their say, too; here the proxy's word is enough.
-            compiles(&Config { ipv6: config.dual_stack, ..config.clone() });
+            compiles(&Config { ipv6: if config.dual_stack { Ipv6::Capture } else { Ipv6::Drop }, ..config.clone() });
             seeded_bug(&config);
             waylay_fuzz::keep(true)
         }

@@ -16,7 +16,7 @@ use ruleset::{
     Set, Statement, Table,
 };
 
-use crate::config::{Config, Dns, InboundPorts, Mode, OutboundCidrs, TPROXY_MARK, TPROXY_TABLE};
+use crate::config::{Config, Dns, InboundPorts, Ipv6, Mode, OutboundCidrs, TPROXY_MARK, TPROXY_TABLE};
 
 /// Name of the table; everything in it is ours.
 pub const TABLE: &str = "waylay";
@@ -36,18 +36,27 @@ pub fn compile(config: &Config) -> Plan {
     .into_iter()
     .flatten()
     .collect();
-    let table = Table { family: Family::Inet, name: TABLE.to_owned(), sets: compiler.sets, chains };
+    let mut table = Table { family: Family::Inet, name: TABLE.to_owned(), sets: compiler.sets, chains };
+    if config.ipv6 == Ipv6::Drop {
+        table.chains.iter_mut().for_each(drop_ipv6);
+    }
+    let ipv6 = config.ipv6 == Ipv6::Capture;
     let tproxy = config.mode == Mode::Tproxy && config.captures_inbound();
     Plan {
         tables: vec![Fingerprint::seal(table)],
-        passthrough_ipv6: config.ipv6,
-        policy_route: tproxy.then_some(PolicyRoute {
-            mark: TPROXY_MARK,
-            table: TPROXY_TABLE,
-            ipv6: config.ipv6,
-        }),
+        passthrough_ipv6: ipv6,
+        policy_route: PolicyRoute { ipv4: tproxy, ipv6: tproxy && ipv6, ..NO_POLICY_ROUTE },
     }
 }
+
+/// The plan of a netns that holds nothing of ours, whatever was there.
+#[must_use]
+pub fn nothing() -> Plan {
+    Plan { tables: Vec::new(), passthrough_ipv6: false, policy_route: NO_POLICY_ROUTE }
+}
+
+const NO_POLICY_ROUTE: PolicyRoute =
+    PolicyRoute { mark: TPROXY_MARK, table: TPROXY_TABLE, ipv4: false, ipv6: false };
 
 /// The settings and the sets that the rules so far refer to.
 struct Compiler<'a> {
@@ -64,11 +73,31 @@ impl Compiler<'_> {
         rules.truncate(needed + 1);
         let ipv4_only =
             |rule: &Rule| rule.matches.iter().any(|m| matches!(m.field, Field::Ip4Src | Field::Ip4Dst));
-        if !self.config.ipv6 && !rules.iter().all(ipv4_only) {
+        if self.config.ipv6 == Ipv6::Leave && !rules.iter().all(ipv4_only) {
             rules.insert(0, accept("ipv6_left_alone", vec![family(IpFamily::V6)]));
         }
         Some(Chain { name: name.to_owned(), base: Some(base), rules })
     }
+}
+
+/// Drop in IPv6 what `chain` would hand to the proxy; exclusions, which come before, still hold.
+fn drop_ipv6(chain: &mut Chain) {
+    let mut rules = Vec::with_capacity(chain.rules.len());
+    for captured in chain.rules.drain(..) {
+        let about = |fields: [Field; 2]| captured.matches.iter().any(|m| fields.contains(&m.field));
+        let captures =
+            captured.statements.iter().any(|s| matches!(s, Statement::Redirect(_) | Statement::Tproxy(_)));
+        if captures && about([Field::Ip6Src, Field::Ip6Dst]) {
+            rules.push(rule("ipv6_dropped", captured.matches, vec![Statement::Drop]));
+            continue;
+        }
+        if captures && !about([Field::Ip4Src, Field::Ip4Dst]) {
+            let matches = [family(IpFamily::V6)].into_iter().chain(captured.matches.clone()).collect();
+            rules.push(rule("ipv6_dropped", matches, vec![Statement::Drop]));
+        }
+        rules.push(captured);
+    }
+    chain.rules = rules;
 }
 
 impl Config {
@@ -89,9 +118,9 @@ impl Config {
         }
     }
 
-    /// The families that are captured.
+    /// The families that are looked at.
     fn families(&self) -> &'static [IpFamily] {
-        if self.ipv6 { &[IpFamily::V4, IpFamily::V6] } else { &[IpFamily::V4] }
+        if self.ipv6 == Ipv6::Leave { &[IpFamily::V4] } else { &[IpFamily::V4, IpFamily::V6] }
     }
 }
 
