@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-fault demo test lint deny fmt test-packets test-kernel test-kernel-ci bench fuzz fuzz-ci clean
+.PHONY: help setup build build-fault demo test lint deny fmt test-packets test-kernel test-kernel-ci soak bench fuzz fuzz-ci clean
 .NOTPARALLEL:
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -34,7 +34,11 @@ build-fault: ## the agent with kill points, for the fault tests
 	cargo build --locked -p node-agent --features fault-injection --target-dir $(CARGO_TARGET_DIR)/fault
 
 test-packets: ## only the traffic proof: every row of the packet matrix, real sockets, both families
-	@tests/run.sh -p waylay-tests --test packets
+	@tests/run.sh -p waylay-tests --test packets -- --show-output
+
+soak: ## 100,000 random packets to the kernel against the evaluator; WAYLAY_PACKETS=n, WAYLAY_SEED=n for the same again
+	@WAYLAY_PACKETS=$${WAYLAY_PACKETS:-100000} WAYLAY_SEED=$${WAYLAY_SEED:-$$(date +%s)} \
+		tests/run.sh -p waylay-tests --test evaluator -- --show-output random_packets
 
 test-kernel: setup ## the packets on Debian's kernel in a virtual machine: all of them, 25 minutes
 	@tests/kernel/run.sh all
