@@ -33,11 +33,26 @@ const NOTHING: Expected = Expected {
 /// The steps that decided something, by label.
 pub type Trace = Vec<&'static str>;
 
+/// A mistake in the reading of one step, for tests of what compares with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The step never holds.
+    Skip(&'static str),
+    /// It holds as it should and does something else.
+    Alter(&'static str),
+}
+
 /// What is to become of `packet`, and by which steps.
 #[must_use]
 pub fn read(settings: &Settings, packet: &Packet) -> (Expected, Trace) {
+    read_with(settings, packet, None)
+}
+
+/// The same, read with `fault`.
+#[must_use]
+pub fn read_with(settings: &Settings, packet: &Packet, fault: Option<Fault>) -> (Expected, Trace) {
     let ipv6 = packet.to.is_ipv6();
-    let mut reading = Reading { settings, packet, ipv6, trace: Vec::new() };
+    let mut reading = Reading { settings, packet, ipv6, fault, trace: Vec::new() };
     let expected = match packet.way {
         _ if ipv6 && settings.value("ipv6") == "false" => left_alone(packet),
         Way::Out(_, oif) => reading.outbound(oif == "lo"),
@@ -66,6 +81,7 @@ struct Reading<'a> {
     settings: &'a Settings,
     packet: &'a Packet,
     ipv6: bool,
+    fault: Option<Fault>,
     trace: Trace,
 }
 
@@ -123,18 +139,18 @@ impl Reading<'_> {
         let routed = !(self.ipv6 && self.settings.value("ipv6") == "drop");
         let everything =
             self.tcp() && self.tproxy_mode() && routed && self.settings.value("in_include") == "*";
-        if iif == "vm0" && !local && everything && expected.verdict == Verdict::Pass {
-            self.step("T7");
-            expected.verdict = Verdict::Drop;
+        let astray = iif == "vm0" && !local && everything && expected.verdict == Verdict::Pass;
+        if astray && self.step("T7") {
+            expected.verdict = self.altered("T7", Verdict::Drop, INBOUND);
         }
         expected
     }
 
     /// T8 for the first packet, T7 for the later ones.
     fn tproxied(&mut self, expected: &mut Expected) {
-        self.step("T7");
         expected.verdict = Verdict::Tproxy(15006);
-        expected.later_mark = Some(1337);
+        let later = if self.step("T7") { self.altered("T7", 1337, 1336) } else { 0 };
+        expected.later_mark = Some(later);
     }
 
     /// The answer on a connection of the proxy: K5 brings it to lo by its mark, even where its address is another
@@ -150,12 +166,12 @@ impl Reading<'_> {
                 || unrouted
                 || martian
         });
-        if lost {
-            self.step("K1");
-            expected.verdict = Verdict::Drop;
+        if lost && self.step("K1") {
+            expected.verdict = self.altered("K1", Verdict::Drop, INBOUND);
+        } else if self.step("K5") {
+            expected.answer_mark = Some(self.altered("K5", 1337, 1336));
         } else {
-            self.step("K5");
-            expected.answer_mark = Some(1337);
+            expected.answer_mark = Some(0);
         }
     }
 
@@ -165,15 +181,12 @@ impl Reading<'_> {
             return None;
         }
         let query = self.dns() && self.packet.port == 53;
-        Some(if query && self.uid_is_proxy() {
-            self.step("Z1");
-            1
-        } else if query && self.gid_is_proxy() {
-            self.step("Z3");
-            1
-        } else if query && self.to_nameserver() {
-            self.step("Z5");
-            2
+        Some(if query && self.uid_is_proxy() && self.step("Z1") {
+            self.altered("Z1", 1, 3)
+        } else if query && self.gid_is_proxy() && self.step("Z3") {
+            self.altered("Z3", 1, 3)
+        } else if query && self.to_nameserver() && self.step("Z5") {
+            self.altered("Z5", 2, 3)
         } else {
             0
         })
@@ -182,10 +195,7 @@ impl Reading<'_> {
     /// Z6: the zone in which the answer from outside is looked up.
     fn answer_zone(&mut self) -> u16 {
         let from_server = self.dns() && self.packet.port == 53 && self.to_nameserver();
-        if from_server {
-            self.step("Z6");
-        }
-        u16::from(from_server)
+        if from_server && self.step("Z6") { self.altered("Z6", 1, 3) } else { 0 }
     }
 
     /// K1 to K4.
@@ -194,21 +204,17 @@ impl Reading<'_> {
         if !self.tproxy_mode() || !self.tcp() {
             return mark;
         }
-        if self.listed("exclude_ifaces", self.interface()) {
-            self.step("K1");
-            return mark;
+        if self.listed("exclude_ifaces", self.interface()) && self.step("K1") {
+            return self.altered("K1", mark, 1336);
         }
-        if lo && mark == 1337 {
-            self.step("K2");
-            return mark;
+        if lo && mark == 1337 && self.step("K2") {
+            return self.altered("K2", mark, 1336);
         }
-        if lo && !self.loopback(self.packet.to) && self.uid_is_proxy() {
-            self.step("K3");
-            return 1338;
+        if lo && !self.loopback(self.packet.to) && self.uid_is_proxy() && self.step("K3") {
+            return self.altered("K3", 1338, 1336);
         }
-        if lo && !self.loopback(self.packet.to) && self.gid_is_proxy() {
-            self.step("K4");
-            return 1338;
+        if lo && !self.loopback(self.packet.to) && self.gid_is_proxy() && self.step("K4") {
+            return self.altered("K4", 1338, 1336);
         }
         mark
     }
@@ -271,9 +277,8 @@ impl Reading<'_> {
 
     /// T1 to T9 for the first packet of a TCP connection in TPROXY mode.
     fn mangle_prerouting(&mut self, iif: &str, mark: u32, to: IpAddr, port: u16) -> Mangled {
-        if self.listed("exclude_ifaces", iif) {
-            self.step("T1");
-            return Mangled { tproxy: false, mark, connection_mark: 0 };
+        if self.listed("exclude_ifaces", iif) && self.step("T1") {
+            return Mangled { tproxy: false, mark: self.altered("T1", mark, 1336), connection_mark: 0 };
         }
         let inbound = self.settings.value("in_include");
         let text = port.to_string();
@@ -286,29 +291,37 @@ impl Reading<'_> {
             // Deviation: the tunnel port is exempt.
             ("T6", not_captured || port == 15008),
         ];
-        let left = leave.iter().find(|(_, holds)| *holds);
-        if let Some((label, _)) = left {
-            self.step(label);
+        let left = leave.into_iter().find(|(label, holds)| *holds && self.step(label));
+        let take = left.is_none_or(|(label, _)| self.altered(label, false, true));
+        if !inbound.is_empty() && take && !self.loopback(to) && self.step("T8") {
+            let mark = self.altered("T8", 1337, 1336);
+            return Mangled { tproxy: true, mark, connection_mark: 0 };
         }
-        if !inbound.is_empty() && left.is_none() && !self.loopback(to) {
-            self.step("T8");
-            return Mangled { tproxy: true, mark: 1337, connection_mark: 0 };
+        let keep = mark == 1337 && self.step("T9");
+        Mangled {
+            tproxy: false,
+            mark,
+            connection_mark: if keep { self.altered("T9", mark, 1336) } else { 0 },
         }
-        if mark == 1337 {
-            self.step("T9");
-        }
-        Mangled { tproxy: false, mark, connection_mark: if mark == 1337 { mark } else { 0 } }
     }
 
     fn first(&mut self, steps: &[(&'static str, bool, Verdict)]) -> Verdict {
-        let (label, _, verdict) =
-            steps.iter().find(|(_, holds, _)| *holds).expect("the last one always holds");
-        self.step(label);
-        *verdict
+        let Some((label, _, verdict)) = steps.iter().find(|(label, holds, _)| *holds && self.step(label))
+        else {
+            return Verdict::Pass;
+        };
+        self.altered(label, *verdict, if *verdict == Verdict::Pass { OUTBOUND } else { Verdict::Pass })
     }
 
-    fn step(&mut self, label: &'static str) {
+    /// A step holds. Whether it is taken: it is not if that is the fault.
+    fn step(&mut self, label: &'static str) -> bool {
         self.trace.push(label);
+        self.fault != Some(Fault::Skip(label))
+    }
+
+    /// What a step does, or what else if that is the fault.
+    fn altered<T>(&self, label: &'static str, right: T, wrong: T) -> T {
+        if self.fault == Some(Fault::Alter(label)) { wrong } else { right }
     }
 
     fn tcp(&self) -> bool {
