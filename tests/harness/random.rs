@@ -75,7 +75,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -85,7 +85,7 @@ impl Random {
 
     /// A number below `limit`.
     pub fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).unwrap()
+        usize::try_from(self.number() % limit as u64).unwrap()
     }
 
     /// One of `items`.
@@ -140,7 +140,7 @@ fn prefix(random: &mut Random) -> String {
     match landmark(random) {
         IpAddr::V4(_) if random.once_in(4) => {
             let len = len(random, 1, 16);
-            let bits = (random.next() as u32) & (u32::MAX << (32 - len));
+            let bits = (random.number() as u32) & (u32::MAX << (32 - len));
             format!("{}/{len}", std::net::Ipv4Addr::from_bits(bits))
         }
         IpAddr::V4(address) => {
@@ -200,7 +200,7 @@ impl<'a> Packets<'a> {
 
     fn port(&self, random: &mut Random) -> u16 {
         loop {
-            let port = if random.once_in(8) { random.next() as u16 } else { random.pick(&self.ports) };
+            let port = if random.once_in(8) { random.number() as u16 } else { random.pick(&self.ports) };
             if NEVER.iter().all(|never| !never.contains(&port)) {
                 return port;
             }
@@ -210,8 +210,8 @@ impl<'a> Packets<'a> {
     fn destination(&self, random: &mut Random) -> IpAddr {
         loop {
             let address = match random.below(8) {
-                0 => IpAddr::from((random.next() as u32).to_be_bytes()),
-                1 => IpAddr::from([127, 0, 0, random.next() as u8]),
+                0 => IpAddr::from((random.number() as u32).to_be_bytes()),
+                1 => IpAddr::from([127, 0, 0, random.number() as u8]),
                 2..=4 if !self.edges.is_empty() => random.pick(&self.edges),
                 _ => landmark(random),
             };
