@@ -108,7 +108,7 @@ boot() {
     say "$name: $((SECONDS - start)) s"
     if ((${#failures[@]})); then
         cat "$work/$name.console" "$work/$name.log"
-        printf 'test-kernel: %s: %s\n' "$name" "${failures[@]/#/FAILED: }"
+        printf "test-kernel: $name: FAILED: %s\n" "${failures[@]}"
         failed_boots=$((failed_boots + 1))
     fi
 }
