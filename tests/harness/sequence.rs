@@ -2,7 +2,7 @@
 //! What takes more than one ordinary packet: crafted segments, connections older than the rules, servers that are not
 //! there, two senders with the same addresses.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use nix::errno::Errno;
 use ruleset::{Form, Plan, Table};
@@ -74,9 +74,9 @@ pub fn verdict(row: &Row, form: Form, rp_filter: u8) -> Result<Verdict, String> 
 /// When it does not.
 #[must_use]
 pub fn invalid_is_dropped(lab: &Lab, table: &Table, port: u16) -> bool {
-    let wire = Wire::open(&lab.peer);
+    let wire = Wire::open(&lab.peer, POD.into());
     let reset = |patience| {
-        let (from, to) = (SocketAddrV4::new(PEER, lab.fresh_port()), SocketAddrV4::new(POD, port));
+        let (from, to) = (SocketAddr::new(PEER.into(), lab.fresh_port()), SocketAddr::new(POD.into(), port));
         wire.send(&Segment { from, to, seq: 1, ack: 0, flags: NO_FLAGS, len: 0 });
         wire.receive(to, from, patience).is_some_and(|answer| answer.flags & RST != 0)
     };
@@ -86,10 +86,15 @@ pub fn invalid_is_dropped(lab: &Lab, table: &Table, port: u16) -> bool {
     !reset(SILENCE)
 }
 
-/// A segment far ahead of the window, in the middle of a redirected connection.
-fn beyond_window(lab: &Lab, packet: &Packet) -> Result<Verdict, String> {
-    let (from, to) = (SocketAddrV4::new(PEER, lab.fresh_port()), SocketAddrV4::new(POD, packet.port));
-    let wire = Wire::open(&lab.peer);
+/// What becomes of a segment far ahead of the window, in the middle of a redirected connection that begins with `packet`
+/// of the peer: dropped, or it passes and the pod resets the connection.
+///
+/// # Errors
+/// A text when neither is to be seen.
+pub fn beyond_window(lab: &Lab, packet: &Packet) -> Result<Verdict, String> {
+    let source: IpAddr = packet.from.unwrap_or(PEER.into());
+    let (from, to) = (SocketAddr::new(source, lab.fresh_port()), packet.destination());
+    let wire = Wire::open(&lab.peer, to.ip());
     let mut connection =
         Connection::open(lab, packet, from.port(), PATIENCE).map_err(|e| format!("connect: {e}"))?;
     connection.talk().map_err(|e| format!("talk: {e}"))?;
