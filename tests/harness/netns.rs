@@ -30,18 +30,29 @@ impl Netns {
     /// A namespace with nothing in it but `lo`, which is up.
     #[must_use]
     pub fn fresh() -> Self {
+        let netns = Self::inhabit(|| unshare(CloneFlags::CLONE_NEWNET));
+        netns.ip("link set lo up");
+        netns
+    }
+
+    /// The namespace at `path`, which a process of the test made.
+    #[must_use]
+    pub fn of(path: &Path) -> Self {
+        let netns = agent_api::netns::Netns::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Self::inhabit(move || netns.enter())
+    }
+
+    fn inhabit(enter: impl FnOnce() -> nix::Result<()> + Send + 'static) -> Self {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, started) = mpsc::channel();
         let thread = std::thread::spawn(move || {
-            let made = unshare(CloneFlags::CLONE_NEWNET);
+            let made = enter();
             let path = PathBuf::from(format!("/proc/{}/task/{}/ns/net", getpid(), gettid()));
             ready.send(made.map(|()| path)).unwrap();
             queue.into_iter().for_each(|job| job());
         });
         let path = started.recv().unwrap().expect("a network namespace: these tests need root");
-        let netns = Self { jobs: Some(jobs), thread: Some(thread), path };
-        netns.ip("link set lo up");
-        netns
+        Self { jobs: Some(jobs), thread: Some(thread), path }
     }
 
     /// Its file, valid as long as this value.

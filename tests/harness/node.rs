@@ -244,17 +244,26 @@ impl Node {
     /// A pod's netns as the primary plugin leaves it: an interface with an IPv4 and an IPv6 address.
     #[must_use]
     pub fn sandbox(&self, name: &str) -> Sandbox {
-        let sandbox = self.sandbox_without_ipv6(name);
+        self.sandbox_in(Netns::fresh(), name)
+    }
+
+    /// The same in a netns that the test made.
+    #[must_use]
+    pub fn sandbox_in(&self, netns: Netns, name: &str) -> Sandbox {
+        let sandbox = self.ipv4_sandbox(netns, name);
         sandbox.netns.ip("addr add fd00:9::2/64 dev eth0 nodad");
         sandbox
     }
 
-    /// The same without an IPv6 address, for a kernel that may have none.
+    /// Without an IPv6 address, for a kernel that may have none.
     #[must_use]
     pub fn sandbox_without_ipv6(&self, name: &str) -> Sandbox {
+        self.ipv4_sandbox(Netns::fresh(), name)
+    }
+
+    fn ipv4_sandbox(&self, netns: Netns, name: &str) -> Sandbox {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let netns = Netns::fresh();
         netns.ip("link add eth0 type veth peer name peer0\n\
                   link set eth0 up\n\
                   link set peer0 up\n\
