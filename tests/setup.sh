@@ -12,6 +12,7 @@ PACKAGES=(
     python3 python3-venv                  # the demo and the tools below
     iproute2 nftables procps util-linux   # what the tests and the demo look at, and how they enter namespaces
     containernetworking-plugins           # the reference bridge and host-local plugins, in /usr/lib/cni
+    dnsmasq-base                          # a real DNS server, without its service
     strace shellcheck
     qemu-system-x86 busybox-static cpio   # another kernel: a virtual machine and what is in it
 )
