@@ -13,6 +13,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SetSockOpt as _, SockFlag, SockType, SockaddrStorage, bind, connect, listen,
     shutdown, socket, sockopt,
 };
+use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::netns::Netns;
 use crate::packet::Ids;
@@ -127,6 +128,8 @@ fn upstream(client: &TcpStream, peer: SocketAddr, ids: Ids) -> io::Result<(TcpSt
     let local = client.local_addr()?;
     let fd = bound(SocketAddr::new(peer.ip(), 0), ids)?;
     sockopt::Mark.set(&fd, &MARK)?;
+    // Also how long connect(2) may take.
+    sockopt::SendTimeout.set(&fd, &TimeVal::microseconds(PATIENCE.as_micros() as i64))?;
     connect(fd.as_raw_fd(), &SockaddrStorage::from(local))?;
     let server = TcpStream::from(fd);
     let upstream = server.local_addr()?;

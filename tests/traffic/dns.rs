@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //! DNS capture: two senders with the same addresses and ports, and real DNS servers.
 
+use std::time::Instant;
+
 use harness::daemon::Daemon;
 use harness::dns::{Answer, ask};
 use harness::lab::{Lab, Servers};
 use harness::node::Node;
 use harness::outside::{INTERNET, Outside};
 use harness::packet::{APP, Ids, Packet, Protocol, ROOT, Verdict, Way};
-use harness::probe::{PATIENCE, judge, probe};
+use harness::probe::{Outcome, PATIENCE, judge, probe};
+use nix::errno::Errno;
 use ruleset::{Fingerprint, Form, Plan};
 
 use crate::{FAMILIES, REMOTE, address, outbound, program, settings, write_pod};
@@ -27,7 +30,14 @@ fn same_tuple(lab: &Lab, family: [&str; 2], remote: &str, senders: [Ids; 2]) -> 
             port: 53,
             ..outbound(family, remote)
         };
-        judge(&packet, &probe(lab, &packet, port, PATIENCE))
+        let give_up = Instant::now() + PATIENCE;
+        loop {
+            match probe(lab, &packet, port, PATIENCE) {
+                // A child that another test just forked has a copy of the last sender's socket until it executes.
+                Outcome::Failed(Errno::EADDRINUSE) if Instant::now() < give_up => std::thread::yield_now(),
+                outcome => return judge(&packet, &outcome),
+            }
+        }
     })
 }
 
