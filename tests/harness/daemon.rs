@@ -2,10 +2,14 @@
 //! A real program that runs in a netns of the test as somebody else, with what it prints.
 
 use std::io::{BufRead as _, BufReader, Read};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 
 use crate::netns::Netns;
 use crate::packet::Ids;
@@ -33,6 +37,7 @@ impl Daemon {
             .args([format!("--bounding-set={capabilities}"), format!("--inh-caps={capabilities}")])
             .arg("--")
             .args(command)
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -73,8 +78,9 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.child.kill();
+        // With its own children, which hold the pipes that are read; fails only when all have ended already.
+        let _ =
+            killpg(Pid::from_raw(i32::try_from(self.child.id()).expect("a pid is an i32")), Signal::SIGKILL);
         let _ = self.child.wait();
         for reader in self.readers.drain(..) {
             let _ = reader.join();

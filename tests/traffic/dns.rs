@@ -76,9 +76,9 @@ fn queries_of_the_application_and_of_the_proxy_from_the_same_port_do_not_take_ea
     }
 }
 
-/// dnsmasq(8) with these options and nothing else.
+/// dnsmasq(8) with these options and nothing else. As a debugger wants it, it makes no process for each TCP query.
 fn dnsmasq(options: &[String]) -> Vec<String> {
-    let fixed = "--keep-in-foreground --conf-file=/dev/null --no-resolv --no-hosts --bind-interfaces --pid-file= \
+    let fixed = "--no-daemon --conf-file=/dev/null --no-resolv --no-hosts --bind-interfaces --pid-file= \
                  --log-queries --log-facility=- --cache-size=0 --user=root --group=";
     [DNSMASQ.to_owned()]
         .into_iter()
