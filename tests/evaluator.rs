@@ -28,7 +28,7 @@ const EQUIVALENT_STEPS: [(Fault, &str); 3] = [
     (Fault::Skip("T3"), "what T5 leaves instead is given the same mark by T9"),
 ];
 /// Faults of the rules that no packet shows here: part of the rule, part of the fault, why.
-const UNSEEN: [(&str, &str, &str); 17] = [
+const UNSEEN: [(&str, &str, &str); 18] = [
     ("sport 15053", "", "needs a DNS proxy with one id of two: tests/packets.rs has it"),
     ("invalid_dropped", "", "needs a crafted segment: tests/packets.rs has it"),
     ("proxy_not_listening", "", "needs a proxy that does not listen: tests/packets.rs has it"),
@@ -38,6 +38,7 @@ const UNSEEN: [(&str, &str, &str); 17] = [
     ("proxy_self_call", "missing", "a mark on UDP, or on what leaves for the network, has no effect"),
     ("proxy_passthrough", "match 0 missing", "these sources exist on lo only"),
     ("excluded_outbound_port", "match 0 missing", "no other protocol with ports is sent"),
+    ("iifname \"vm0\" meta l4proto tcp th dport", "match 1 missing", "only TCP is captured there at all"),
     ("dns_of_", "missing", "no TCP connection is observed for its zone"),
     ("dns_capture", "missing", "without UDP or TCP, the rule takes the other one to the same port"),
     ("inside_pod", "match 1 missing", "UDP on lo is captured to port 53 only"),

@@ -18,8 +18,7 @@ use harness::lab::Lab;
 use harness::matrix::{Settings, rows};
 use harness::node::{Node, Sandbox};
 use harness::packet::{APP, Packet, Protocol, Way};
-use kernel::route::Route;
-use kernel::{Applied, Backend as _, Nftables};
+use kernel::{Applied, PodNetns};
 use ruleset::Plan;
 use serde_json::json;
 
@@ -37,15 +36,7 @@ fn settings(changes: &str) -> Settings {
 /// Make the pod of `lab` hold `plan`.
 fn program(lab: &Lab, plan: &Plan) -> Applied {
     let open = |netlink: Netlink| lab.pod.run(move || netlink.open().unwrap());
-    let applied = Nftables::new(open(Netlink::Netfilter)).unwrap().apply(&plan.tables).unwrap();
-    let mut route = Route::new(open(Netlink::Route)).unwrap();
-    if plan.passthrough_ipv6 {
-        route.add_passthrough().unwrap();
-    }
-    if let Some(policy) = plan.policy_route {
-        route.add_policy_route(&policy).unwrap();
-    }
-    applied
+    PodNetns::new(open(Netlink::Netfilter), open(Netlink::Route)).unwrap().apply(plan).unwrap()
 }
 
 fn address(text: &str) -> IpAddr {
