@@ -12,7 +12,7 @@ use ruleset::{Elements, Family, Table};
 use crate::encode::{self, Object};
 use crate::error::Error;
 use crate::fault;
-use crate::socket::{ATTEMPTS, Operation, Refusal, Socket};
+use crate::socket::{ATTEMPTS, Operation, Socket};
 
 /// Brings the tables of one netns into a state, and says what they are.
 pub trait Backend {
@@ -101,12 +101,8 @@ impl Nftables {
         let first = self.socket.reserve(0);
         let batch = encode::batch(first, generation, &[], tables)?;
         self.socket.reserve(batch.messages());
-        match self.socket.batch(&PROBE, batch.without_end(), batch.first, batch.last)? {
-            Ok(()) => Ok(()),
-            Err(Refusal { seq, errno, extack }) => {
-                Err(Error::Refused { what: batch.object(seq).to_string(), errno, extack })
-            }
-        }
+        let answer = self.socket.batch(&PROBE, batch.without_end(), batch.first, batch.last)?;
+        answer.map_err(|refusal| batch.refused(refusal))
     }
 
     fn write(&mut self, generation: u32, delete: &[Family], tables: &[Table]) -> Result<Written, Error> {
@@ -114,16 +110,14 @@ impl Nftables {
         let first = self.socket.reserve(0);
         let batch = encode::batch(first, generation, delete, tables)?;
         self.socket.reserve(batch.messages());
-        let Err(Refusal { seq, errno, extack }) =
-            self.socket.batch(&WRITE, &batch.bytes, batch.first, batch.last)?
-        else {
+        let Err(refusal) = self.socket.batch(&WRITE, &batch.bytes, batch.first, batch.last)? else {
             return Ok(Written::Yes);
         };
-        match (batch.object(seq), errno) {
+        match (batch.object(refusal.seq), refusal.errno) {
             (Object::Batch, Errno::ERESTART) => Ok(Written::Overtaken),
             // Kernels before 4.16 do not compare generations.
             (Object::Table(_), Errno::EEXIST) | (Object::Delete(_), Errno::ENOENT) => Ok(Written::Overtaken),
-            (object, errno) => Err(Error::Refused { what: object.to_string(), errno, extack }),
+            _ => Err(batch.refused(refusal)),
         }
     }
 }

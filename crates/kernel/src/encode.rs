@@ -9,11 +9,13 @@ mod set;
 
 use std::fmt;
 
+use nix::errno::Errno;
 use ruleset::{BaseChain, Chain, ChainType, Family, Hook, Rule, Set, Table};
 
-use crate::attr::{Header, Writer};
+use crate::attr::{Attrs, Header, Messages, Writer, read_str};
 use crate::error::Error;
 use crate::expr::{lower, nfproto};
+use crate::socket::Refusal;
 use crate::uapi::*;
 use expr::put_expr;
 pub(crate) use set::key_type;
@@ -70,6 +72,27 @@ impl<'a> Batch<'a> {
     pub(crate) fn object(&self, seq: u32) -> Object<'a> {
         let position = usize::try_from(seq.wrapping_sub(self.first)).unwrap_or(usize::MAX);
         self.objects.get(position).copied().unwrap_or(Object::Batch)
+    }
+
+    /// The kernel's refusal as an error that names the object, and what of it this kernel lacks.
+    pub(crate) fn refused(&self, Refusal { seq, errno, extack, offset }: Refusal) -> Error {
+        let missing = || {
+            let name = self.expression(seq, offset?)?;
+            Some(format!(
+                "this kernel has no expression \"{name}\": see that module nft_{name} can be loaded"
+            ))
+        };
+        let missing = if errno == Errno::ENOENT { missing() } else { None };
+        Error::Refused { what: self.object(seq).to_string(), errno, extack: extack.or(missing) }
+    }
+
+    /// The name of the expression that begins at `offset` in message `seq`.
+    fn expression(&self, seq: u32, offset: u32) -> Option<&str> {
+        let message = Messages(&self.bytes).filter_map(Result::ok).find(|message| message.seq == seq)?;
+        let at = usize::try_from(offset).ok()?.checked_sub(NLMSG_HDRLEN)?;
+        let (kind, inner) = Attrs(message.payload.get(at..)?).next()?.ok()?;
+        let (name, text) = Attrs(inner).next()?.ok()?;
+        (kind == NFTA_LIST_ELEM && name == NFTA_EXPR_NAME).then(|| read_str(text).ok())?
     }
 
     /// Without its last message: the kernel then takes nothing of it over.
@@ -251,5 +274,42 @@ pub(crate) fn hook_number(hook: Hook) -> u32 {
     match hook {
         Hook::Prerouting => NF_INET_PRE_ROUTING,
         Hook::Output => NF_INET_LOCAL_OUT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ruleset::{Elements, Statement};
+
+    use super::*;
+
+    #[test]
+    fn a_missing_expression_is_named_with_its_module() {
+        let rule = Rule {
+            matches: vec![],
+            statements: vec![Statement::SetMark(7), Statement::Tproxy(15006)],
+            reason: String::new(),
+        };
+        let chain = Chain { name: String::from("c"), base: None, rules: vec![rule] };
+        let set = Set { name: String::from("s"), elements: Elements::Mark(vec![1]), comment: None };
+        let table =
+            Table { family: Family::Inet, name: String::from("t"), sets: vec![set], chains: vec![chain] };
+        let tables = [table];
+        let batch = batch(u32::MAX, 1, &[], &tables).unwrap();
+        let seq = batch.last;
+        let rule = Messages(&batch.bytes).map(Result::unwrap).find(|message| message.seq == seq).unwrap();
+        // Two attribute headers before the name: the expression's and the name's own.
+        let name = rule.payload.windows(7).position(|bytes| bytes == b"tproxy\0").unwrap() - 8 + NLMSG_HDRLEN;
+        let refused = |errno, offset: usize| {
+            let offset = Some(u32::try_from(offset).unwrap());
+            batch.refused(Refusal { seq, errno, extack: None, offset }).to_string()
+        };
+        let text = refused(Errno::ENOENT, name);
+        let hint = "this kernel has no expression \"tproxy\": see that module nft_tproxy can be loaded";
+        assert!(text.ends_with(&format!("ENOENT: No such file or directory ({hint})")), "{text}");
+        assert!(!refused(Errno::EINVAL, name).contains("module"));
+        for elsewhere in [0, NLMSG_HDRLEN + 4, 1 << 20] {
+            assert!(!refused(Errno::ENOENT, elsewhere).contains("module"), "{elsewhere}");
+        }
     }
 }

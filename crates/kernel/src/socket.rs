@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::fault::{Points, point};
 use crate::uapi::{
     NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NLMSG_DONE, NLMSG_ERROR, NLMSG_HDRLEN, NLMSGERR_ATTR_MSG,
+    NLMSGERR_ATTR_OFFS,
 };
 
 /// Longest wait for an answer. The kernel works inside `send(2)`, so that only a bug keeps us waiting.
@@ -51,6 +52,8 @@ pub(crate) struct Refusal {
     pub(crate) seq: u32,
     pub(crate) errno: Errno,
     pub(crate) extack: Option<String>,
+    /// Where in the refused message the attribute at fault begins, if the kernel says so.
+    pub(crate) offset: Option<u32>,
 }
 
 /// How one receive ended.
@@ -286,7 +289,7 @@ fn read_error(message: Message<'_>) -> Result<Option<Refusal>, Malformed> {
     if code == 0 {
         return Ok(None);
     }
-    let mut extack = None;
+    let (mut extack, mut offset) = (None, None);
     if message.flags & NLM_F_ACK_TLVS != 0 {
         let request = match message.kind {
             NLMSG_DONE => 0,
@@ -298,12 +301,14 @@ fn read_error(message: Message<'_>) -> Result<Option<Refusal>, Malformed> {
         };
         for attribute in Attrs(rest.get(request..).unwrap_or(&[])) {
             let (kind, payload) = attribute?;
-            if kind == NLMSGERR_ATTR_MSG {
-                extack = Some(read_str(payload)?.to_owned());
+            match kind {
+                NLMSGERR_ATTR_MSG => extack = Some(read_str(payload)?.to_owned()),
+                NLMSGERR_ATTR_OFFS => offset = payload.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes)),
+                _ => {}
             }
         }
     }
-    Ok(Some(Refusal { seq: message.seq, errno: Errno::from_raw(code.wrapping_neg()), extack }))
+    Ok(Some(Refusal { seq: message.seq, errno: Errno::from_raw(code.wrapping_neg()), extack, offset }))
 }
 
 fn malformed(operation: &Operation, malformed: Malformed) -> Error {
@@ -374,8 +379,12 @@ mod tests {
             answer(2, libc::EEXIST, None),
             answer(5, 0, None),
         ]);
-        let expected =
-            Refusal { seq: u32::MAX, errno: Errno::ENOENT, extack: Some(String::from("no such table")) };
+        let expected = Refusal {
+            seq: u32::MAX,
+            errno: Errno::ENOENT,
+            extack: Some(String::from("no such table")),
+            offset: None,
+        };
         assert_eq!(found.lowest, Some(expected));
     }
 

@@ -18,6 +18,7 @@ pub(crate) const NLMSG_DONE: u16 = 3;
 /// Size of `struct nlmsghdr`.
 pub(crate) const NLMSG_HDRLEN: usize = 16;
 pub(crate) const NLMSGERR_ATTR_MSG: u16 = 1;
+pub(crate) const NLMSGERR_ATTR_OFFS: u16 = 2;
 
 /// Size of `struct nfgenmsg`.
 pub(crate) const NFGENMSG_LEN: usize = 4;
