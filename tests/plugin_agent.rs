@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use harness::node::{Node, Programmed, agent_binary, finish};
+use harness::node::{Node, Programmed, Sandbox, agent_binary, finish};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -316,4 +316,88 @@ fn the_plugin_sends_every_annotation_that_the_agent_reads() {
     sent.sort_unstable();
     read.sort_unstable();
     assert_eq!(sent, read);
+}
+
+/// The reason code about IPv6 in the last line of the log that has one.
+fn ipv6_reason(node: &Node) -> String {
+    let log = std::fs::read_to_string(node.log()).unwrap();
+    let field = log.lines().filter_map(|line| line.split("ipv6=").nth(1)).next_back();
+    field.unwrap_or_default().split([' ', '"']).find(|word| !word.is_empty()).unwrap_or_default().to_owned()
+}
+
+/// A mesh pod whose proxy does not say that it is dual-stack.
+fn single_stack(node: &Node, sandbox: &Sandbox, annotations: Value) {
+    let mut annotations = annotations;
+    annotations["sidecar.istio.io/status"] = "{}".into();
+    node.write_manifest(&json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": sandbox.name, "namespace": sandbox.namespace, "annotations": annotations},
+        "spec": {"containers": [{"name": "istio-proxy"}]},
+    }));
+}
+
+#[test]
+fn ipv6_that_the_proxy_does_not_serve_is_reported_captured_or_dropped() {
+    // Policy of the node, of the pod, what becomes of IPv6, and what the rules say of it.
+    for (node_policy, pod_policy, reason, rule) in [
+        ("", json!({}), "ipv6_bypass", "meta nfproto ipv6 accept"),
+        ("drop", json!({}), "ipv6_dropped", "meta nfproto ipv6 meta l4proto tcp drop"),
+        ("drop", json!({"traffic.waylay.io/ipv6-policy": "auto"}), "ipv6_bypass", "meta nfproto ipv6 accept"),
+        ("auto", json!({"traffic.waylay.io/ipv6-policy": "capture"}), "ipv6_captured", "ip6 daddr != ::1"),
+        ("capture", json!({"traffic.waylay.io/ipv6-policy": "drop"}), "ipv6_dropped", "ipv6_dropped"),
+    ] {
+        let node = Node::new();
+        let agent = node.spawn_agent(agent_binary(), &[("IPV6_POLICY", node_policy)]);
+        node.wait_for_agent();
+        let sandbox = node.sandbox("web");
+        single_stack(&node, &sandbox, pod_policy);
+        assert_eq!(node.plugin("ADD", &sandbox).code(), 0, "{reason}");
+        let text: String = sandbox.tables().iter().map(ruleset::render).collect();
+        assert!(text.contains(rule), "{reason}: {text}");
+        assert_eq!(sandbox.has_passthrough(), reason == "ipv6_captured");
+        let metrics = agent.http(15014, "/metrics");
+        let line = format!("waylay_ipv6_total{{reason=\"{reason}\"}} 1");
+        assert!(metrics.lines().any(|l| l == line), "{line}: {metrics}");
+        assert_eq!(ipv6_reason(&node), reason);
+    }
+}
+
+#[test]
+fn a_policy_that_is_none_fails_the_pod_or_the_agent() {
+    let node = Node::new();
+    let _agent = node.start_agent();
+    let sandbox = node.sandbox("web");
+    single_stack(&node, &sandbox, json!({"traffic.waylay.io/ipv6-policy": "off"}));
+    let printed = node.plugin("ADD", &sandbox);
+    assert_eq!(printed.code(), 101);
+    assert!(printed.stdout.contains("use auto, capture or drop"), "{}", printed.stdout);
+    assert_eq!(sandbox.programmed(), Programmed::Nothing);
+    assert!(!node.spawn_agent(agent_binary(), &[("IPV6_POLICY", "off")]).wait());
+}
+
+#[test]
+fn what_the_network_plugins_reported_says_which_families_the_pod_has() {
+    let node = Node::new();
+    let _agent = node.start_agent();
+    for (ips, reason) in [
+        (json!([{"address": "fd00:9::2/64"}]), "ipv6_served"),
+        (json!([{"address": "10.9.0.2/24"}]), "ipv6_bypass"),
+        (json!([]), "ipv6_bypass"),
+    ] {
+        let sandbox = node.sandbox("web");
+        single_stack(&node, &sandbox, json!({}));
+        let mut config = node.config();
+        config["prevResult"]["ips"] = ips.clone();
+        assert_eq!(finish(node.spawn_plugin("ADD", &sandbox, &config)).code(), 0);
+        assert_eq!(ipv6_reason(&node), reason, "{ips}");
+    }
+    // Reported, and not there yet.
+    let sandbox = node.sandbox("early");
+    single_stack(&node, &sandbox, json!({}));
+    sandbox.netns.ip("addr flush dev eth0");
+    let mut config = node.config();
+    config["prevResult"]["ips"] = json!([]);
+    assert_eq!(finish(node.spawn_plugin("ADD", &sandbox, &config)).code(), 110, "nobody knows an address");
+    assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+    assert_eq!(ipv6_reason(&node), "ipv6_absent");
 }
