@@ -18,7 +18,7 @@ fn documented() -> BTreeSet<String> {
 }
 
 fn is_code(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
 /// The codes that the agent can give: the literals of the functions named `reason`, and those it answers with.
@@ -40,6 +40,7 @@ fn every_reason_code_is_documented_and_no_other() {
     let mut codes = of_the_agent();
     codes.extend(agent_api::PassReason::ALL.map(|reason| reason.code().to_owned()));
     codes.extend(redirect::Reason::ALL.map(|reason| reason.code().to_owned()));
+    codes.extend(redirect::Ipv6Decision::ALL.map(|decision| decision.code().to_owned()));
     codes.insert("other".to_owned());
     assert_eq!(documented(), codes);
 }
