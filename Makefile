@@ -27,7 +27,7 @@ build: ## the plugin and the agent, static, as they are shipped
 demo: setup build ## four pods, real Envoy, real HTTP, both families; KEEP=1 leaves it up to look around
 	@target/venv/bin/python -B tests/demo/demo.py $(if $(KEEP),--keep)
 
-test: lint build build-fault demo fuzz-ci ## everything that CI runs: lint, demo, fuzzing, unit tests, packets, faults
+test: lint build build-fault demo fuzz-ci test-kernel-ci ## everything that CI runs: lint, demo, fuzzing, a second kernel, all tests
 	@tests/run.sh --workspace
 
 build-fault: ## the agent with kill points, for the fault tests
