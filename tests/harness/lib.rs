@@ -12,6 +12,7 @@ pub mod cases;
 pub mod check;
 pub mod daemon;
 pub mod dns;
+pub mod golden;
 pub mod http;
 pub mod lab;
 pub mod matrix;
