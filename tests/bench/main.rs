@@ -6,12 +6,15 @@
 //! shipped, or takes those that `WAYLAY_PLUGIN` and `WAYLAY_AGENT` name.
 //!
 //! Times depend on the machine and on who else uses it. So each is given as a ratio to what stands beside it in the same
-//! round: a process that does nothing (`/bin/true`) for the plugin, `nft -f` for the rules. Figures without a limit are
+//! round: a process that does nothing (`/bin/true`) for the plugin, `nft -f` for the rules, no or a shorter list for lists.
+//! Figures without a limit are
 //! for information.
 
 #![allow(clippy::unwrap_used, reason = "a panic is the report: what cannot be measured has failed")]
 
 mod calls;
+mod connect;
+mod lists;
 mod node;
 mod report;
 mod rules;
@@ -29,6 +32,8 @@ fn main() -> ExitCode {
     let size = std::fs::metadata(&plugin).unwrap().len();
     report.limited("plugin binary", size as f64 / 1e3, "kB", 600.0);
     rules::measure(&mut report);
+    lists::measure(&mut report);
+    connect::measure(&mut report);
     node::measure(&plugin, &agent, &mut report);
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from);
