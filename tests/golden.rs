@@ -111,14 +111,18 @@ impl<'a> Labs<'a> {
     /// One line for each row that fails with `tables`.
     fn failures(&self, tables: &[Table], until: Until) -> Vec<String> {
         let mut failures = Vec::new();
+        let enough = |failures: &Vec<String>| until == Until::FirstFailure && !failures.is_empty();
         for (lab, rows) in [(Some(&self.main), &self.golden.rows), (self.early.as_ref(), &self.golden.early)]
         {
-            if let Some(lab) = lab {
+            if let Some(lab) = lab.filter(|_| !enough(&failures)) {
                 lab.apply(tables);
                 failures.extend(check::run(lab, rows, until));
             }
         }
         for (port, verdict) in &self.golden.invalid {
+            if enough(&failures) {
+                break;
+            }
             let dropped = sequence::invalid_is_dropped(self.bare.as_ref().unwrap(), &tables[0], *port);
             if dropped != (*verdict == Verdict::Drop) {
                 failures.push(format!("{}: invalid to {port} is dropped: {dropped}", self.golden.name));
