@@ -12,7 +12,7 @@ use agent_api::netns::Netlink;
 use harness::netns::Netns;
 use kernel::PodNetns;
 use nix::libc;
-use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::sys::socket::{
     AddressFamily, SetSockOpt as _, SockFlag, SockType, SockaddrStorage, connect, getsockopt, socket, sockopt,
 };
@@ -56,7 +56,9 @@ struct Listed {
 }
 
 pub(crate) fn measure(report: &mut Report) {
-    let pods = LENGTHS.map(Listed::new);
+    // Some processor that we may use, the same for all.
+    let cpu = sched_getcpu().unwrap();
+    let pods = LENGTHS.map(|length| Listed::new(length, cpu));
     // One list for each length and family, with the microseconds of each round.
     let mut took = LENGTHS.map(|_| [Vec::new(), Vec::new()]);
     for round in 0..ROUNDS {
@@ -81,7 +83,7 @@ pub(crate) fn measure(report: &mut Report) {
 }
 
 impl Listed {
-    fn new(length: u32) -> Self {
+    fn new(length: u32, cpu: usize) -> Self {
         let netns = Netns::fresh();
         netns.ip(POD);
         netns.wait_for_links();
@@ -94,9 +96,9 @@ impl Listed {
         let listeners = netns.run(move || {
             let [netfilter, route] = [Netlink::Netfilter, Netlink::Route].map(|kind| kind.open().unwrap());
             PodNetns::new(netfilter, route).unwrap().apply(&plan).unwrap();
-            // Whatever processor is free runs the others: moving between them is not what is measured.
+            // Moving between processors is not what is measured.
             let mut cpus = CpuSet::new();
-            cpus.set(0).unwrap();
+            cpus.set(cpu).unwrap();
             sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
             let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
             loopback.map(|address| TcpListener::bind((address, OUTBOUND)).unwrap())
