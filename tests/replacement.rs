@@ -86,11 +86,11 @@ fn a_change_leaves_the_same_as_if_the_old_settings_had_never_been() {
         let pod = pod();
         apply(&pod, &plan(SETTINGS[0], form));
         // Every ordered pair of settings.
-        for old in 0..SETTINGS.len() {
-            for new in (0..SETTINGS.len()).filter(|new| *new != old) {
-                apply(&pod, &plan(SETTINGS[old], form));
-                assert_eq!(apply(&pod, &plan(SETTINGS[new], form)), Applied::Replaced);
-                assert_eq!(state(&pod), fresh[new], "{form:?}: {} to {}", SETTINGS[old], SETTINGS[new]);
+        for old in SETTINGS {
+            for (new, expected) in SETTINGS.iter().zip(&fresh).filter(|(new, _)| **new != old) {
+                apply(&pod, &plan(old, form));
+                assert_eq!(apply(&pod, &plan(new, form)), Applied::Replaced);
+                assert_eq!(state(&pod), *expected, "{form:?}: {old} to {new}");
             }
         }
     }
