@@ -4,35 +4,47 @@
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use agent_api::PROTOCOL;
 use agent_api::netns::Netns;
 use anyhow::{Context as _, Result};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::capabilities;
-use crate::cli::Settings;
-use crate::observability::admin::{Blocker, Endpoint, Readiness, serve};
+use crate::observability::admin::{Endpoint, Place, serve, serve_socket};
+use crate::observability::admin_socket::AdminSocket;
 use crate::observability::metrics::Metrics;
-use crate::plugin_server::{self, Handler, Lost, Names, Records, Sockets};
+use crate::observability::readiness::{Blocker, Readiness};
+use crate::observability::view::View;
+use crate::plugin_server::{self, Handler, Lost, Names, Sockets};
 use crate::pods::Directory;
 use crate::pool::{Closer, Pool, QUEUE, THREADS};
+use crate::settings::{Effective, Settings};
 
 /// How long accepted requests may take to end after the signal.
 const ENDING: Duration = Duration::from_secs(5);
 
-/// Run until SIGTERM or SIGINT.
+/// What answering needs, once it was started.
+struct Started {
+    sockets: Sockets,
+    names: Arc<Names>,
+    handler: Arc<Handler>,
+    lost: oneshot::Receiver<Lost>,
+}
+
+/// Run until SIGTERM or SIGINT. The process began at `started`.
 ///
 /// # Errors
 /// What keeps the agent from starting.
-pub(crate) fn run(settings: Settings) -> Result<()> {
+pub(crate) fn run(effective: Effective, started: SystemTime) -> Result<()> {
     #[cfg(feature = "fault-injection")]
     let _ = kernel::HOOK.set(plugin_server::fault);
+    let settings = effective.settings.clone();
     let run_dir = &settings.run_dir;
     DirBuilder::new()
         .recursive(true)
@@ -42,16 +54,70 @@ pub(crate) fn run(settings: Settings) -> Result<()> {
     // Before the first thread: capabilities belong to threads.
     let kept = capabilities::prepare(run_dir)?;
     let open_files = capabilities::raise_open_files()?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?kept, open_files, ?settings, "start");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?kept, open_files, "start");
+    effective.log();
 
+    let metrics = Arc::new(Metrics::new());
+    let mut checks = vec![Blocker::Pods, Blocker::Socket];
+    checks.extend(settings.ambient_enabled.then_some(Blocker::Ambient));
+    let view = Arc::new(View {
+        started,
+        readiness: Arc::new(Readiness::new(checks, Arc::clone(&metrics))),
+        metrics,
+        records: Arc::default(),
+        effective,
+    });
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
+    runtime.block_on(live(settings, view))
+}
+
+/// Serve the ports, then start the rest beside the event loop: a probe is answered from the beginning, whatever the rest
+/// takes.
+async fn live(settings: Settings, view: Arc<View>) -> Result<()> {
+    let signals = (
+        signal(SignalKind::terminate()).context("handle SIGTERM")?,
+        signal(SignalKind::interrupt()).context("handle SIGINT")?,
+    );
+    for (place, port) in [(Place::Health, settings.health_port), (Place::Metrics, settings.monitoring_port)] {
+        if let Some(port) = port {
+            tokio::spawn(serve(settings.bind_address, port, Endpoint { place, view: Arc::clone(&view) }));
+        }
+    }
+    // The ports are bound when their tasks have had a turn.
+    tokio::task::yield_now().await;
+    // Without it pods are served all the same.
+    let mut admin = AdminSocket::bind(&settings.run_dir)
+        .inspect_err(
+            |error| tracing::error!(%error, "bind the admin socket: no status and pods for this agent"),
+        )
+        .ok();
+    if let Some(listener) = admin.as_mut().and_then(|admin| admin.listener.take()) {
+        tokio::spawn(serve_socket(listener, Endpoint { place: Place::Admin, view: Arc::clone(&view) }));
+    }
+    let ending = Arc::new(AtomicBool::new(false));
+    let (started, starts) = oneshot::channel();
+    let (seen, ends) = (Arc::clone(&view), Arc::clone(&ending));
+    thread::Builder::new()
+        .name("start".to_owned())
+        .spawn(move || started.send(start(&settings, &seen, &ends)))
+        .context("start a thread")?;
+    let Started { sockets, names, handler, lost } = starts.await.context("start")??;
+    let ended = serve_until_end(signals, sockets, handler, &ending, lost).await;
+    names.withdraw();
+    ended
+}
+
+/// Start all but the ports.
+fn start(settings: &Settings, view: &View, ending: &Arc<AtomicBool>) -> Result<Started> {
+    let run_dir = &settings.run_dir;
+    let metrics = &view.metrics;
     plugin_server::sweep(run_dir);
     let (sockets, names) = plugin_server::bind_beside(run_dir)
         .with_context(|| format!("bind the sockets in {}", run_dir.display()))?;
-    let metrics = Arc::new(Metrics::new());
-    let readiness = Arc::new(Readiness::new());
     let (synced, pods_synced) = mpsc::sync_channel(1);
     let pods = Directory::watch(settings.pod_manifest_dir.clone(), metrics.bad_manifests.clone(), {
-        let readiness = Arc::clone(&readiness);
+        let readiness = Arc::clone(&view.readiness);
         move || {
             readiness.clear(Blocker::Pods);
             let _ = synced.send(());
@@ -66,19 +132,13 @@ pub(crate) fn run(settings: Settings) -> Result<()> {
         pods: Arc::new(pods),
         pool: Pool::start(THREADS, QUEUE, metrics.queue.clone()).context("start the pool")?,
         closer: Closer::start().context("start the closer")?,
-        metrics: Arc::clone(&metrics),
+        metrics: Arc::clone(metrics),
         ipv6_policy: settings.ipv6_policy,
-        records: Arc::new(Mutex::new(Records::default())),
+        records: Arc::clone(&view.records),
     });
     let names = Arc::new(names);
-    let ending = Arc::new(AtomicBool::new(false));
-    let lost = start_role(&names, &ending, &metrics, &readiness, pods_synced).context("start the role")?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
-    let ended =
-        runtime.block_on(serve_until_end(&settings, sockets, handler, metrics, readiness, &ending, lost));
-    names.withdraw();
-    ended
+    let lost = start_role(&names, ending, metrics, &view.readiness, pods_synced).context("start the role")?;
+    Ok(Started { sockets, names, handler, lost })
 }
 
 /// Take the public names as soon as an ADD could be answered. What comes out is why that became impossible.
@@ -93,13 +153,14 @@ fn start_role(
     let held = metrics.role.clone();
     let (lose, lost) = oneshot::channel();
     thread::Builder::new().name("role".to_owned()).spawn(move || {
-        let backed = |backed| {
-            if backed { readiness.clear(Blocker::Socket) } else { readiness.block(Blocker::Socket) }
+        let backed = |unfit: Option<&str>| match unfit {
+            None => readiness.clear(Blocker::Socket),
+            Some(reason) => readiness.block(Blocker::Socket, reason),
         };
         if pods_synced.recv().is_ok()
             && let Err(error) = plugin_server::hold_role(&names, PROTOCOL, &ending, &held, backed)
         {
-            readiness.block(Blocker::Socket);
+            readiness.block(Blocker::Socket, &error.to_string());
             let _ = lose.send(error);
         }
     })?;
@@ -107,25 +168,16 @@ fn start_role(
 }
 
 async fn serve_until_end(
-    settings: &Settings,
+    (mut terminate, mut interrupt): (Signal, Signal),
     sockets: Sockets,
     handler: Arc<Handler>,
-    metrics: Arc<Metrics>,
-    readiness: Arc<Readiness>,
     ending: &AtomicBool,
     lost: oneshot::Receiver<Lost>,
 ) -> Result<()> {
     let (end, ends) = watch::channel(false);
-    let mut terminate = signal(SignalKind::terminate()).context("handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("handle SIGINT")?;
+    let metrics = Arc::clone(&handler.metrics);
     let mut accepting = tokio::spawn(plugin_server::accept(sockets.requests, Arc::clone(&handler), ends));
     tokio::spawn(plugin_server::take_notices(sockets.notices, handler));
-    if let Some(port) = settings.monitoring_port {
-        tokio::spawn(serve(settings.bind_address, port, Endpoint::Metrics(Arc::clone(&metrics))));
-    }
-    if let Some(port) = settings.health_port {
-        tokio::spawn(serve(settings.bind_address, port, Endpoint::Health(readiness)));
-    }
     let (signal, result) = tokio::select! {
         _ = terminate.recv() => ("SIGTERM", Ok(())),
         _ = interrupt.recv() => ("SIGINT", Ok(())),

@@ -1,42 +1,97 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The node agent `install-cni`: answers the plugin of this node and programs the pods' network namespaces.
 //!
-//! Owns the process: flags, logs, exit status. Everything else is in the modules.
+//! Owns the process: command line, logs, exit status. Everything else is in the modules.
 
 mod app;
 mod capabilities;
-mod cli;
 mod observability;
 mod plugin_server;
 mod pods;
 mod pool;
+mod settings;
 
+use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
-use clap::Parser as _;
+use anyhow::{Result, bail};
+
+use observability::ask::{Question, ask};
+use settings::command::{Form, Invocation, parse};
+use settings::{Effective, InstallSettings, SettingError, Settings, Values};
+
+/// The settings cannot be used (`EX_USAGE` of sysexits.h).
+const BAD_SETTINGS: u8 = 64;
 
 fn main() -> ExitCode {
-    let flags = match cli::Flags::try_parse() {
-        Ok(flags) => flags,
+    let started = SystemTime::now();
+    let invocation = match parse(std::env::args_os(), |name| std::env::var(name).ok()) {
+        Ok(invocation) => invocation,
         Err(error) => {
             // Help and version are no errors; status 1 for the rest is what the replaced component exits with.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }
     };
-    let settings = match flags.resolve(|name| std::env::var(name).ok()) {
-        Ok(settings) => settings,
-        Err(error) => {
-            eprintln!("install-cni: {error}");
-            return ExitCode::FAILURE;
+    let done = match invocation {
+        Invocation::Run(values) => return run(values, started),
+        Invocation::Status(query) => ask(Question::Status, &query),
+        Invocation::Pods(query) => ask(Question::Pods, &query),
+        Invocation::Version(form) => version(form),
+        Invocation::Uninstall(mut values) => {
+            let settings = InstallSettings::resolve(&mut values);
+            match values.errors() {
+                errors if errors.is_empty() => uninstall(&settings),
+                errors => return refuse(&errors),
+            }
         }
     };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("install-cni: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mut values: Values, started: SystemTime) -> ExitCode {
+    let settings = match Settings::resolve(&mut values) {
+        Ok(settings) => settings,
+        Err(errors) => return refuse(&errors),
+    };
     observability::logs::init(&settings.log_output_level, settings.log_as_json);
-    match app::run(settings) {
+    match app::run(Effective::new(settings, &values), started) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Say everything that is wrong with the settings, a line each.
+fn refuse(errors: &[SettingError]) -> ExitCode {
+    for error in errors {
+        eprintln!("install-cni: {error}");
+    }
+    ExitCode::from(BAD_SETTINGS)
+}
+
+/// Take the plugin and its configuration off the node.
+fn uninstall(settings: &InstallSettings) -> Result<()> {
+    bail!(
+        "uninstall is not there yet: nothing was removed from {}; this release installs nothing either",
+        settings.net_dir.display()
+    )
+}
+
+fn version(form: Form) -> Result<()> {
+    let version = env!("CARGO_PKG_VERSION");
+    let text = match form {
+        Form::Text => format!("install-cni {version}\n"),
+        Form::Json => format!("{}\n", serde_json::json!({ "version": version })),
+    };
+    Ok(std::io::stdout().write_all(text.as_bytes())?)
 }

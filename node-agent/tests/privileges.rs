@@ -92,7 +92,7 @@ fn unknown_flags_exit_with_1_and_unknown_variables_are_ignored() {
     let env = ["env", "AMBIENT_ENABLED=true", "REPAIR_ENABLED=", "MONITORING_PORT="];
     let agent = Agent::spawn(&dir, &env, &[]);
     agent.wait_log("took the socket");
-    assert!(agent.log().contains("monitoring_port: None"), "{}", agent.log());
+    assert!(agent.log().contains("\"monitoring_port\":null"), "{}", agent.log());
 }
 
 #[test]

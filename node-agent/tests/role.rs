@@ -154,7 +154,8 @@ fn a_newer_agent_without_its_pods_does_not_take_the_role() {
     thread::sleep(Duration::from_millis(500));
     assert_eq!(inode(&dir), before);
     let ready = newer.http(8000, "/readyz");
-    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("[Pods, Socket]"), "{ready}");
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("[-]pods failed: "), "{ready}");
+    assert!(ready.contains("[-]socket failed: "), "{ready}");
 }
 
 #[test]
@@ -219,7 +220,8 @@ fn a_removed_or_torn_name_is_put_back() {
 fn at_the_end_the_public_names_stay_and_the_own_ones_go() {
     let dir = Dir::new();
     let agent = Agent::start(&dir);
-    assert_eq!(names(&dir).len(), 4);
+    // Two public ones, two own ones, and that of the admin socket.
+    assert_eq!(names(&dir).len(), 5);
     let idle = dial(&dir.requests());
     thread::sleep(Duration::from_millis(50));
     let start = Instant::now();
@@ -259,7 +261,8 @@ fn names_of_agents_that_were_killed_are_swept_and_those_of_living_ones_are_not()
     let names = || fs::read_dir(dir.run()).unwrap().count();
     drop(Agent::start(&dir));
     let _living = Agent::start(&dir);
-    assert_eq!(names(), 6);
+    // Two public names, and three of each agent.
+    assert_eq!(names(), 8);
     let old = nix::sys::time::TimeSpec::new(1, 0);
     for entry in fs::read_dir(dir.run()).unwrap() {
         nix::sys::stat::utimensat(
@@ -272,7 +275,7 @@ fn names_of_agents_that_were_killed_are_swept_and_those_of_living_ones_are_not()
         .unwrap();
     }
     let newer = Agent::start(&dir);
-    assert_eq!(names(), 6, "{}", newer.log());
+    assert_eq!(names(), 8, "{}", newer.log());
     // The living one can still take the names back.
     drop(newer);
     let answers =

@@ -7,6 +7,8 @@ use tracing::level_filters::LevelFilter;
 
 /// The agent's scope in `--log_output_level`.
 const SCOPE: &str = "cni-agent";
+/// The plugin's.
+const PLUGIN_SCOPE: &str = "cni-plugin";
 
 /// A part of `--log_output_level` that says nothing.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,7 +17,7 @@ pub(crate) struct LevelError(String);
 
 /// Start logging; a bad level is logged, not fatal.
 pub(crate) fn init(levels: &str, json: bool) {
-    let level = level(levels);
+    let level = level(levels, SCOPE).map(|(level, _)| level);
     let filter = *level.as_ref().unwrap_or(&LevelFilter::INFO);
     let builder = tracing_subscriber::fmt().with_max_level(filter).with_target(false);
     if json {
@@ -33,23 +35,29 @@ pub(crate) fn init(levels: &str, json: bool) {
     }));
 }
 
-/// The level of our scope: by its own name, else that of `all`, else the default (a bare level).
-fn level(levels: &str) -> Result<LevelFilter, LevelError> {
-    let mut found = (0, LevelFilter::INFO);
+/// The plugin's level, by the name that its configuration has for it; `info` when `levels` cannot be read.
+pub(crate) fn plugin_level(levels: &str) -> &'static str {
+    level(levels, PLUGIN_SCOPE).map_or("info", |(_, name)| name)
+}
+
+/// The level of `scope`: by its own name, else that of `all`, else the default (a bare level).
+fn level(levels: &str, scope: &str) -> Result<(LevelFilter, &'static str), LevelError> {
+    let mut found = (0, (LevelFilter::INFO, "info"));
     for item in levels.split(',').map(str::trim).filter(|item| !item.is_empty()) {
-        let (scope, name) = item.split_once(':').unwrap_or(("default", item));
-        let rank = match scope {
-            SCOPE => 3,
+        let (named, name) = item.split_once(':').unwrap_or(("default", item));
+        let rank = match named {
+            named if named == scope => 3,
             "all" => 2,
             "default" => 1,
             _ => continue,
         };
         let level = match name {
-            "debug" => LevelFilter::DEBUG,
-            "info" => LevelFilter::INFO,
-            "warn" => LevelFilter::WARN,
-            "error" | "fatal" => LevelFilter::ERROR,
-            "none" => LevelFilter::OFF,
+            "debug" => (LevelFilter::DEBUG, "debug"),
+            "info" => (LevelFilter::INFO, "info"),
+            "warn" => (LevelFilter::WARN, "warn"),
+            "error" => (LevelFilter::ERROR, "error"),
+            "fatal" => (LevelFilter::ERROR, "fatal"),
+            "none" => (LevelFilter::OFF, "none"),
             _ => return Err(LevelError(item.to_owned())),
         };
         if rank >= found.0 {
@@ -73,8 +81,20 @@ mod tests {
             ("ambient:debug", LevelFilter::INFO),
             ("default:none", LevelFilter::OFF),
         ] {
-            assert_eq!(level(text), Ok(expected), "{text:?}");
+            assert_eq!(level(text, SCOPE).map(|found| found.0), Ok(expected), "{text:?}");
         }
-        assert_eq!(level("all:loud"), Err(LevelError("all:loud".to_owned())));
+        assert_eq!(level("all:loud", SCOPE), Err(LevelError("all:loud".to_owned())));
+    }
+
+    #[test]
+    fn the_plugin_has_a_scope_of_its_own() {
+        for (text, expected) in [
+            ("", "info"),
+            ("all:debug,cni-plugin:fatal", "fatal"),
+            ("cni-agent:debug", "info"),
+            ("x:y,debug", "debug"),
+        ] {
+            assert_eq!(plugin_level(text), expected, "{text:?}");
+        }
     }
 }

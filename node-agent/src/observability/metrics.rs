@@ -33,6 +33,11 @@ struct NoticeLabels {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BlockerLabel {
+    blocker: &'static str,
+}
+
 /// All metrics.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -42,6 +47,7 @@ pub(crate) struct Metrics {
     refused: Family<ReasonLabel, Counter>,
     notices: Family<NoticeLabels, Counter>,
     ipv6: Family<ReasonLabel, Counter>,
+    blocked: Family<BlockerLabel, Gauge>,
     /// Connections to the request socket that are open now.
     pub(crate) connections: Gauge,
     /// Jobs that wait for a thread of the pool.
@@ -62,6 +68,7 @@ impl Metrics {
         let refused = Family::<ReasonLabel, Counter>::default();
         let notices = Family::<NoticeLabels, Counter>::default();
         let ipv6 = Family::<ReasonLabel, Counter>::default();
+        let blocked = Family::<BlockerLabel, Gauge>::default();
         let [connections, queue, role, bad_manifests] = std::array::from_fn(|_| Gauge::default());
         registry.register("adds", "ADDs answered by the agent", adds.clone());
         registry.register("checks", "CHECKs answered by the agent", checks.clone());
@@ -73,6 +80,11 @@ impl Metrics {
         registry.register("refused_peers", "Connections and messages refused", refused.clone());
         registry.register("notices", "What the plugin did without the agent", notices.clone());
         registry.register("ipv6", "Redirected pods by what is done with their IPv6", ipv6.clone());
+        registry.register(
+            "blocked",
+            "1 for each check that keeps the agent from being ready",
+            blocked.clone(),
+        );
         registry.register("open_connections", "Open connections of plugins", connections.clone());
         registry.register("queue_depth", "Jobs that wait for a thread", queue.clone());
         registry.register("socket_holder", "1 while this agent holds the plugin socket", role.clone());
@@ -85,6 +97,7 @@ impl Metrics {
             refused,
             notices,
             ipv6,
+            blocked,
             connections,
             queue,
             role,
@@ -118,6 +131,11 @@ impl Metrics {
         self.ipv6.get_or_create(&ReasonLabel { reason }).inc();
     }
 
+    /// A check of readiness holds or does not.
+    pub(crate) fn blocked(&self, blocker: &'static str, blocked: bool) {
+        self.blocked.get_or_create(&BlockerLabel { blocker }).set(i64::from(blocked));
+    }
+
     /// The text of `/metrics` (OpenMetrics).
     pub(crate) fn render(&self) -> String {
         let mut out = String::new();
@@ -138,6 +156,7 @@ mod tests {
         metrics.refuse("peer_uid");
         metrics.notice("pass", "no_sidecar");
         metrics.ipv6("ipv6_bypass");
+        metrics.blocked("ambient_not_supported", true);
         let text = metrics.render();
         let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         assert_eq!(
@@ -149,6 +168,7 @@ mod tests {
                 "waylay_refused_peers counter",
                 "waylay_notices counter",
                 "waylay_ipv6 counter",
+                "waylay_blocked gauge",
                 "waylay_open_connections gauge",
                 "waylay_queue_depth gauge",
                 "waylay_socket_holder gauge",
@@ -162,6 +182,7 @@ mod tests {
             "waylay_refused_peers_total{reason=\"peer_uid\"} 1",
             "waylay_notices_total{kind=\"pass\",reason=\"no_sidecar\"} 1",
             "waylay_ipv6_total{reason=\"ipv6_bypass\"} 1",
+            "waylay_blocked{blocker=\"ambient_not_supported\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::descriptors::{Descriptors, verify};
 use super::failure::Failure;
 use super::program::{Sandboxed, Wanted};
+use super::recent::{Event, Verb};
 use super::records::Records;
 use super::reply::{Connection, Reply};
 use super::self_test;
@@ -87,6 +88,7 @@ impl Handler {
         let metrics = Arc::clone(&self.metrics);
         let sandbox = request.sandbox.clone();
         let mut reply = Reply::new(connection, self.versions, metrics, request.operation, sandbox);
+        reply.records = Some(Arc::clone(&self.records));
         let mut left = Left { fds, descriptors: None };
         match self.decide(&request, &mut left, &mut reply.inode).await {
             Err(failure) => reply.send(Err(failure)),
@@ -165,8 +167,15 @@ impl Handler {
             NoticeKind::Unknown => ("unknown", ""),
         };
         self.metrics.notice(kind, reason);
-        if notice.kind == NoticeKind::Del {
-            lock(&self.records).remove(&attachment(&notice.sandbox));
+        let event = Event::now("told", reason, "");
+        match notice.kind {
+            NoticeKind::Del => {
+                let mut records = lock(&self.records);
+                records.remove(&attachment(&notice.sandbox));
+                records.see(&notice.sandbox, Verb::Del, event);
+            }
+            NoticeKind::Pass => lock(&self.records).see(&notice.sandbox, Verb::Add(0, None), event),
+            NoticeKind::Unknown => {}
         }
         tracing::info!(
             op = if notice.kind == NoticeKind::Pass { "add" } else { kind },

@@ -8,6 +8,7 @@ mod descriptors;
 mod failure;
 mod handler;
 mod program;
+mod recent;
 mod records;
 mod reply;
 mod role;
@@ -36,6 +37,7 @@ pub(crate) use records::Records;
 pub(crate) use role::{Lost, run as hold_role};
 #[cfg(feature = "fault-injection")]
 pub(crate) use self_test::fault;
+pub(crate) use self_test::known_form as rules_form;
 pub(crate) use socket::{Names, Sockets, bind_beside, sweep};
 
 use reply::Connection;

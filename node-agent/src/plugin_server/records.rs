@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Which attachments this process has redirected, so that CHECK can tell rules that are gone from rules that never were.
 //!
-//! In memory and bounded: after a restart of the agent, or beyond [`LIMIT`], an empty netns counts as never redirected.
+//! And what became of those heard of last, for people. In memory and bounded: after a restart of the agent, or beyond [`LIMIT`], an empty netns counts as never redirected.
 
 use std::collections::{BTreeMap, HashMap};
 
+use agent_api::Sandbox;
+
+use super::recent::{Attachment, Event, Recent, Verb};
+
 /// Attachments remembered; a node runs a few hundred.
 const LIMIT: usize = 4096;
+/// Longest name of an attachment in bytes; container ids have 64. What is longer is not remembered.
+const LONGEST: usize = 512;
 
 /// The names of redirected attachments.
 #[derive(Debug, Default)]
@@ -14,12 +20,16 @@ pub(crate) struct Records {
     by_id: HashMap<String, u64>,
     by_age: BTreeMap<u64, String>,
     next: u64,
+    recent: Recent,
 }
 
 impl Records {
     /// Remember `id`; the one remembered longest goes when there are too many.
     pub(crate) fn insert(&mut self, id: &str) {
         self.remove(id);
+        if id.len() > LONGEST {
+            return;
+        }
         self.by_id.insert(id.to_owned(), self.next);
         self.by_age.insert(self.next, id.to_owned());
         self.next += 1;
@@ -41,6 +51,16 @@ impl Records {
     pub(crate) fn contains(&self, id: &str) -> bool {
         self.by_id.contains_key(id)
     }
+
+    /// Remember for people what happened to `sandbox`.
+    pub(crate) fn see(&mut self, sandbox: &Sandbox, verb: Verb, event: Event) {
+        self.recent.see(sandbox, verb, event);
+    }
+
+    /// What happened to the sandboxes heard of last, the newest last.
+    pub(crate) fn recent(&self) -> impl DoubleEndedIterator<Item = &Attachment> {
+        self.recent.iter()
+    }
 }
 
 #[cfg(test)]
@@ -59,6 +79,8 @@ mod tests {
         assert_eq!((records.by_id.len(), records.by_age.len()), (LIMIT, LIMIT));
         records.remove("0");
         assert!(!records.contains("0"));
+        assert_eq!((records.by_id.len(), records.by_age.len()), (LIMIT - 1, LIMIT - 1));
+        records.insert(&"x".repeat(LONGEST + 1));
         assert_eq!((records.by_id.len(), records.by_age.len()), (LIMIT - 1, LIMIT - 1));
     }
 }

@@ -4,7 +4,7 @@
 //! Whoever holds a [`Reply`] owes the plugin an answer; dropping it, also by a panic, answers "defect".
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_api::frame::{self, FrameError};
@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use redirect::Ipv6Decision;
 
 use super::failure::{Failure, op};
+use super::recent::{Event, Verb};
+use super::records::Records;
 use super::session::Refusal;
 use crate::observability::metrics::Metrics;
 
@@ -36,6 +38,8 @@ pub(crate) struct Reply {
     pub(crate) inode: u64,
     /// What is done with the pod's IPv6, once rules are written.
     pub(crate) ipv6: Option<Ipv6Decision>,
+    /// Where it is remembered what was answered.
+    pub(crate) records: Option<Arc<Mutex<Records>>>,
 }
 
 impl Connection {
@@ -66,7 +70,16 @@ impl Reply {
         operation: Operation,
         sandbox: Sandbox,
     ) -> Self {
-        Self { owed: Some(connection), versions, metrics, operation, sandbox, inode: 0, ipv6: None }
+        Self {
+            owed: Some(connection),
+            versions,
+            metrics,
+            operation,
+            sandbox,
+            inode: 0,
+            ipv6: None,
+            records: None,
+        }
     }
 
     /// Answer, then log and count.
@@ -112,6 +125,7 @@ impl Reply {
         // The plugin waits for the answer, not for the log.
         drop(connection);
         self.count(&answer, reason, elapsed, result.as_ref().is_err_and(Failure::is_refusal));
+        self.remember(&answer, reason);
         self.log(&answer, elapsed, sent.err().as_ref());
     }
 
@@ -127,6 +141,18 @@ impl Reply {
         }
         if refused {
             self.metrics.refuse(reason);
+        }
+    }
+
+    fn remember(&self, answer: &Answer, reason: &'static str) {
+        let verb = match self.operation {
+            Operation::Add => Verb::Add(self.inode, self.ipv6.map(Ipv6Decision::code)),
+            Operation::Check => Verb::Check,
+            Operation::Ping | Operation::Unknown => return,
+        };
+        if let Some(records) = &self.records {
+            let event = Event::now(result(answer.outcome), reason, &answer.message);
+            records.lock().unwrap_or_else(PoisonError::into_inner).see(&self.sandbox, verb, event);
         }
     }
 

@@ -87,8 +87,8 @@ impl Role {
 )]
 pub(crate) struct Lost(#[source] io::Error);
 
-/// Hold the names or stand by until `ending`. `backed` is told at every look whether this agent, or one that this one
-/// would replace, answers the plugin.
+/// Hold the names or stand by until `ending`. `backed` is told at every look why neither this agent, nor one that
+/// this one would replace, answers the plugin; nothing when one does.
 ///
 /// # Errors
 /// [`Lost`].
@@ -97,7 +97,7 @@ pub(crate) fn run(
     versions: Versions,
     ending: &AtomicBool,
     held: &Gauge,
-    backed: impl Fn(bool),
+    backed: impl Fn(Option<&str>),
 ) -> Result<(), Lost> {
     let mut role = Role::Newcomer;
     let mut told = None;
@@ -111,7 +111,7 @@ pub(crate) fn run(
         if action == Action::Take && !ending.load(Ordering::Acquire) {
             unfit = take(names, &mut role)?;
         }
-        backed(unfit.is_none());
+        backed(unfit.as_deref());
         held.set(i64::from(unfit.is_none() && matches!(role, Role::Holder | Role::Torn)));
         if role == Role::Standby && before != Role::Standby {
             tracing::info!(socket = %names.public().display(), "another agent took the socket; standing by");

@@ -27,7 +27,12 @@ static FORM: OnceLock<Form> = OnceLock::new();
 
 /// The form in which rules are written; known before the first ADD, since the socket is taken only after [`run`].
 pub(crate) fn form() -> Form {
-    FORM.get().copied().unwrap_or(Form::Inet)
+    known_form().unwrap_or(Form::Inet)
+}
+
+/// The form, if it is known already.
+pub(crate) fn known_form() -> Option<Form> {
+    FORM.get().copied()
 }
 
 /// Read tables and addresses of the own netns and show the kernel all kinds of rules; some 500 us.

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Flags and environment variables: parse, then resolve to [`Settings`].
+//!
+//! A flag `--a-b` and a variable `A_B` set the same thing; the flag wins. Names, defaults and meanings are in [`table`];
+//! whatever the existing chart gives the container is in there, and what is not is ignored: the chart of another release
+//! may set more. Must never open anything.
+
+pub(crate) mod command;
+mod effective;
+mod ignored;
+mod install;
+mod table;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use redirect::Ipv6Policy;
+use serde::{Serialize, Serializer};
+
+pub(crate) use effective::Effective;
+pub(crate) use install::InstallSettings;
+pub(crate) use values::{SettingError, Values};
+
+/// What the process is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Settings {
+    /// Directory of the sockets.
+    pub(crate) run_dir: PathBuf,
+    /// Directory of Pod manifests.
+    pub(crate) pod_manifest_dir: PathBuf,
+    /// Port of `/metrics`, if wanted.
+    pub(crate) monitoring_port: Option<u16>,
+    /// Port of `/readyz` and `/healthz`, if wanted.
+    pub(crate) health_port: Option<u16>,
+    /// Address of both; nothing means all of both families.
+    pub(crate) bind_address: Option<IpAddr>,
+    /// What is done with IPv6 that a pod's proxy does not serve.
+    #[serde(serialize_with = "policy")]
+    pub(crate) ipv6_policy: Ipv6Policy,
+    /// Whether ambient mode is asked for.
+    pub(crate) ambient_enabled: bool,
+    /// As given: `scope:level,…`.
+    pub(crate) log_output_level: String,
+    /// JSON lines instead of text.
+    pub(crate) log_as_json: bool,
+    /// What goes onto the node.
+    pub(crate) install: InstallSettings,
+}
+
+impl Settings {
+    /// Make settings of what was given.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub(crate) fn resolve(values: &mut Values) -> Result<Self, Vec<SettingError>> {
+        let pod_manifest_dir = PathBuf::from(values.text(&table::POD_MANIFEST_DIR));
+        if pod_manifest_dir.as_os_str().is_empty() {
+            values.fail(SettingError::NoPodSource);
+        }
+        let settings = Self {
+            run_dir: values.path(&table::RUN_DIR),
+            pod_manifest_dir,
+            monitoring_port: values.port(&table::MONITORING_PORT),
+            health_port: values.port(&table::HEALTH_PORT),
+            bind_address: values.value(&table::BIND_ADDRESS, "an IP address", |text| {
+                if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
+            }),
+            ipv6_policy: values.value(&table::IPV6_POLICY, "auto, capture or drop", |text| {
+                if text.is_empty() { Some(Ipv6Policy::default()) } else { text.parse().ok() }
+            }),
+            ambient_enabled: values.bool(&table::AMBIENT_ENABLED),
+            log_output_level: values.text(&table::LOG_OUTPUT_LEVEL),
+            log_as_json: values.bool(&table::LOG_AS_JSON),
+            install: InstallSettings::resolve(values),
+        };
+        match values.errors() {
+            errors if errors.is_empty() => Ok(settings),
+            errors => Err(errors),
+        }
+    }
+}
+
+fn policy<S: Serializer>(policy: &Ipv6Policy, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(match policy {
+        Ipv6Policy::Auto => "auto",
+        Ipv6Policy::Capture => "capture",
+        Ipv6Policy::Drop => "drop",
+    })
+}
