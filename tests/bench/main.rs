@@ -18,6 +18,7 @@ mod lists;
 mod node;
 mod report;
 mod rules;
+mod start;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     rules::measure(&mut report);
     lists::measure(&mut report);
     connect::measure(&mut report);
+    start::measure(&agent, &mut report);
     node::measure(&plugin, &agent, &mut report);
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from);
