@@ -65,8 +65,11 @@ fn settings(root: &Path, mode: &str) -> InstallSettings {
 fn cycle(cycles: u32, root: &Path, mode: &str) {
     let releases = [root.join("image/istio-cni"), root.join("image/istio-cni.next")];
     let conf = root.join("conf");
-    let vendor: Vec<(PathBuf, Vec<u8>)> =
-        fs::read_dir(&conf).unwrap().map(|e| e.unwrap().path()).map(|p| (p.clone(), fs::read(p).unwrap())).collect();
+    let vendor: Vec<(PathBuf, Vec<u8>)> = fs::read_dir(&conf)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .map(|p| (p.clone(), fs::read(p).unwrap()))
+        .collect();
     for _ in 0..cycles {
         for plugin in &releases {
             let mut settings = settings(root, mode);
@@ -93,7 +96,8 @@ fn die_here(point: &'static str) {
     assert!(install::POINTS.contains(&point), "point {point} is not listed");
     let (chosen, nth) = CHOSEN.get_or_init(|| {
         let text = std::env::var("WAYLAY_FAULT").unwrap_or_default();
-        text.split_once('#').map_or((text.clone(), 1), |(point, nth)| (point.to_owned(), nth.parse().unwrap()))
+        text.split_once('#')
+            .map_or((text.clone(), 1), |(point, nth)| (point.to_owned(), nth.parse().unwrap()))
     });
     if chosen == point && REACHED.fetch_add(1, Ordering::Relaxed) + 1 == *nth {
         raise(Signal::SIGKILL).unwrap();

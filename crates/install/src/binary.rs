@@ -78,19 +78,25 @@ impl Plugin {
     /// Remove the plugin, if it is ours. Tells whether it was there.
     pub(crate) fn remove(dir: &Dir<'_>) -> Result<bool, InstallError> {
         let path = dir.path.join(TYPE);
-        match fs::read(&path) {
-            Ok(there) if release(&there).is_some() => {}
-            Ok(_) => return Ok(false),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Ok(false);
+        let failed = |error: &io::Error| InstallError::io("read", &path, error);
+        for _ in 0..ATTEMPTS {
+            let stamp = match Stamp::of(&path) {
+                Ok(Some(stamp)) => stamp,
+                Ok(None) => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(false),
+                Err(error) => return Err(failed(&error)),
+            };
+            match fs::read(&path) {
+                Ok(there) if release(&there).is_some() => {}
+                Ok(_) => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Err(error) => return Err(failed(&error)),
             }
-            Err(error) => return Err(InstallError::io("read", &path, &error)),
+            if dir.delete(TYPE, Some(stamp), fault::DELETE_BINARY)? == Done::Yes {
+                return Ok(true);
+            }
         }
-        dir.allowed(&path)?;
-        fs::remove_file(&path).map_err(|error| InstallError::io("remove", &path, &error))?;
-        fault::point(fault::DELETE_BINARY.unlink);
-        dir.sync(fault::DELETE_BINARY)?;
-        Ok(true)
+        Err(InstallError::changed(&path))
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) struct Points {
     pub(crate) write: &'static str,
     /// They are on the disk.
     pub(crate) sync: &'static str,
-    /// The name leads to them.
+    /// The name leads to them; in a removal, to nothing.
     pub(crate) rename: &'static str,
     /// What the name led to before is gone.
     pub(crate) unlink: &'static str,
@@ -25,31 +25,54 @@ pub(crate) struct Points {
 }
 
 macro_rules! points {
-    ($($constant:ident $name:literal: $doc:literal;)*) => {
+    (
+        writes { $($constant:ident $name:literal: $doc:literal;)* }
+        deletes { $($delete:ident $gone:literal: $what:literal;)* }
+    ) => {
         $(
             #[doc = $doc]
             pub(crate) const $constant: Points = Points {
                 half: concat!("install:", $name, ":half"),
                 write: concat!("install:", $name, ":write"),
                 sync: concat!("install:", $name, ":sync"),
-                rename: concat!("install:", $name, ":rename"),
-                unlink: concat!("install:", $name, ":unlink"),
-                dirsync: concat!("install:", $name, ":dirsync"),
+                ..removal!($name)
             };
         )*
+        $(
+            #[doc = $what]
+            pub(crate) const $delete: Points = removal!($gone);
+        )*
         /// The name of every point, so that a test can tell that it knows all of them.
-        pub const POINTS: &[&str] = &[$(
-            $constant.half, $constant.write, $constant.sync, $constant.rename, $constant.unlink, $constant.dirsync,
-        )*];
+        pub const POINTS: &[&str] = &[
+            $($constant.half, $constant.write, $constant.sync, $constant.rename, $constant.unlink, $constant.dirsync,)*
+            $($delete.rename, $delete.unlink, $delete.dirsync,)*
+        ];
+    };
+}
+
+macro_rules! removal {
+    ($name:literal) => {
+        Points {
+            half: "",
+            write: "",
+            sync: "",
+            rename: concat!("install:", $name, ":rename"),
+            unlink: concat!("install:", $name, ":unlink"),
+            dirsync: concat!("install:", $name, ":dirsync"),
+        }
     };
 }
 
 points! {
-    BINARY "binary": "The plugin.";
-    ENTRY "entry": "A file with our entry.";
-    STRIP "strip": "A file without our entry again.";
-    DELETE "delete": "A file that is gone: ours, or one that became a list. Has only rename, unlink and dirsync.";
-    DELETE_BINARY "delete-binary": "The plugin that is gone. Has only unlink and dirsync.";
+    writes {
+        BINARY "binary": "The plugin.";
+        ENTRY "entry": "A file with our entry.";
+        STRIP "strip": "A file without our entry again.";
+    }
+    deletes {
+        DELETE "delete": "A file that goes: ours, or one that became a list.";
+        DELETE_BINARY "delete-binary": "The plugin that goes.";
+    }
 }
 
 /// Say that `name` is reached.

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 const COUNT: usize = 5;
 const SPAN: Duration = Duration::from_secs(60);
 /// What is undone this soon is undone because of us.
-const ANSWER: Duration = Duration::from_millis(250);
+const ANSWER: Duration = Duration::from_millis(100);
 /// So many answers in a row before the first pause.
-const ANSWERS: u32 = 3;
+const ANSWERS: u32 = 5;
 /// The first pause; it doubles.
 const PAUSE: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
@@ -118,7 +118,7 @@ mod tests {
     fn who_answers_us_is_met_with_pauses_that_double_up_to_half_a_minute() {
         let (mut fights, mut now) = (Fights::default(), Instant::now());
         let mut pauses = Vec::new();
-        for _ in 0..14 {
+        for _ in 0..16 {
             now += ms(1);
             let due = fights.lost(now);
             // More events in the pause do not make it longer.
@@ -127,7 +127,10 @@ mod tests {
             now = due;
             fights.restored(now);
         }
-        assert_eq!(pauses, [0, 0, 0, 250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000, 30000]);
+        assert_eq!(
+            pauses,
+            [0, 0, 0, 0, 0, 250, 500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000, 30000]
+        );
         // It stays for once.
         now += ms(1000);
         assert_eq!(fights.lost(now), now);

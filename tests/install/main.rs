@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The plugin and its entry on a node: killed at every step, raced by the runtimes' loaders, fought by vendors, refused by
+//! the system. Directories are real, in a temporary place; the loaders are emulations ([`loaders`]).
+
+#![allow(clippy::unwrap_used, reason = "test code")]
+
+mod crash;
+mod files;
+mod loaders;
+mod race;
+mod refused;
+mod watch;
+mod world;
