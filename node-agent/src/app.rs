@@ -3,19 +3,22 @@
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use ::install::{Installer, Watch};
 use agent_api::PROTOCOL;
 use agent_api::netns::Netns;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::capabilities;
+use crate::install;
 use crate::observability::admin::{Endpoint, Place, serve, serve_socket};
 use crate::observability::admin_socket::AdminSocket;
 use crate::observability::metrics::Metrics;
@@ -24,7 +27,7 @@ use crate::observability::view::View;
 use crate::plugin_server::{self, Handler, Lost, Names, Sockets};
 use crate::pods::Directory;
 use crate::pool::{Closer, Pool, QUEUE, THREADS};
-use crate::settings::{Effective, Settings};
+use crate::settings::{Effective, InstallSettings, Settings};
 
 /// How long accepted requests may take to end after the signal.
 const ENDING: Duration = Duration::from_secs(5);
@@ -52,13 +55,23 @@ pub(crate) fn run(effective: Effective, started: SystemTime) -> Result<()> {
         .create(run_dir)
         .with_context(|| format!("make the run directory {}", run_dir.display()))?;
     // Before the first thread: capabilities belong to threads.
-    let kept = capabilities::prepare(run_dir)?;
+    let InstallSettings { enabled, net_dir, bin_dirs, .. } = &settings.install;
+    let installed = [net_dir].into_iter().chain(bin_dirs).filter(|dir| *enabled && dir.exists());
+    let dirs: Vec<&Path> = [run_dir].into_iter().chain(installed).map(PathBuf::as_path).collect();
+    let kept = capabilities::prepare(&dirs)?;
     let open_files = capabilities::raise_open_files()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?kept, open_files, "start");
     effective.log();
 
     let metrics = Arc::new(Metrics::new());
+    let installer = match settings.install.enabled {
+        true => Some(install::installer(&settings.install).map_err(|errors| {
+            anyhow!("{}", errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        })?),
+        false => None,
+    };
     let mut checks = vec![Blocker::Pods, Blocker::Socket];
+    checks.extend(installer.is_some().then_some(Blocker::Install));
     checks.extend(settings.ambient_enabled.then_some(Blocker::Ambient));
     let view = Arc::new(View {
         started,
@@ -69,12 +82,13 @@ pub(crate) fn run(effective: Effective, started: SystemTime) -> Result<()> {
     });
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the event loop")?;
-    runtime.block_on(live(settings, view))
+    runtime.block_on(live(settings, installer, view))
 }
 
 /// Serve the ports, then start the rest beside the event loop: a probe is answered from the beginning, whatever the rest
 /// takes.
-async fn live(settings: Settings, view: Arc<View>) -> Result<()> {
+async fn live(settings: Settings, installer: Option<Installer>, view: Arc<View>) -> Result<()> {
+    let installs = installer.is_some();
     let signals = (
         signal(SignalKind::terminate()).context("handle SIGTERM")?,
         signal(SignalKind::interrupt()).context("handle SIGINT")?,
@@ -100,16 +114,27 @@ async fn live(settings: Settings, view: Arc<View>) -> Result<()> {
     let (seen, ends) = (Arc::clone(&view), Arc::clone(&ending));
     thread::Builder::new()
         .name("start".to_owned())
-        .spawn(move || started.send(start(&settings, &seen, &ends)))
+        .spawn(move || started.send(start(&settings, installer, &seen, &ends)))
         .context("start a thread")?;
     let Started { sockets, names, handler, lost } = starts.await.context("start")??;
     let ended = serve_until_end(signals, sockets, handler, &ending, lost).await;
     names.withdraw();
+    if installs {
+        // Whether a stop is an uninstall only the API could say: keep, so that no pod starts without redirection.
+        tracing::info!(
+            "the plugin and its CNI configuration stay on the node; to remove them run: install-cni uninstall"
+        );
+    }
     ended
 }
 
 /// Start all but the ports.
-fn start(settings: &Settings, view: &View, ending: &Arc<AtomicBool>) -> Result<Started> {
+fn start(
+    settings: &Settings,
+    installer: Option<Installer>,
+    view: &View,
+    ending: &Arc<AtomicBool>,
+) -> Result<Started> {
     let run_dir = &settings.run_dir;
     let metrics = &view.metrics;
     plugin_server::sweep(run_dir);
@@ -137,7 +162,15 @@ fn start(settings: &Settings, view: &View, ending: &Arc<AtomicBool>) -> Result<S
         records: Arc::clone(&view.records),
     });
     let names = Arc::new(names);
-    let lost = start_role(&names, ending, metrics, &view.readiness, pods_synced).context("start the role")?;
+    let watch = installer.map(|installer| {
+        // Installer and socket are one role: who lost the socket writes nothing more, from that moment on.
+        let (names, ending) = (Arc::clone(&names), Arc::clone(ending));
+        let may_write = move || !ending.load(Ordering::Acquire) && names.are_ours();
+        install::keep(installer, may_write, Arc::clone(&view.readiness), Arc::clone(metrics))
+    });
+    let watch = watch.transpose().context("start the installer")?;
+    let lost =
+        start_role(&names, ending, metrics, &view.readiness, pods_synced, watch).context("start the role")?;
     Ok(Started { sockets, names, handler, lost })
 }
 
@@ -148,17 +181,23 @@ fn start_role(
     metrics: &Metrics,
     readiness: &Arc<Readiness>,
     pods_synced: mpsc::Receiver<()>,
+    watch: Option<Watch>,
 ) -> std::io::Result<oneshot::Receiver<Lost>> {
     let (names, ending, readiness) = (Arc::clone(names), Arc::clone(ending), Arc::clone(readiness));
-    let held = metrics.role.clone();
+    let gauge = metrics.role.clone();
     let (lose, lost) = oneshot::channel();
     thread::Builder::new().name("role".to_owned()).spawn(move || {
         let backed = |unfit: Option<&str>| match unfit {
             None => readiness.clear(Blocker::Socket),
             Some(reason) => readiness.block(Blocker::Socket, reason),
         };
+        let held = |held: bool| {
+            if gauge.set(i64::from(held)) != i64::from(held) {
+                watch.iter().for_each(Watch::look);
+            }
+        };
         if pods_synced.recv().is_ok()
-            && let Err(error) = plugin_server::hold_role(&names, PROTOCOL, &ending, &held, backed)
+            && let Err(error) = plugin_server::hold_role(&names, PROTOCOL, &ending, held, backed)
         {
             readiness.block(Blocker::Socket, &error.to_string());
             let _ = lose.send(error);

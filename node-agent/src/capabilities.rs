@@ -37,12 +37,12 @@ pub(crate) enum PrivilegeError {
     },
 }
 
-/// Check for CAP_NET_ADMIN and drop every other capability from all sets. CAP_DAC_OVERRIDE stays when `run_dir`
+/// Check for CAP_NET_ADMIN and drop every other capability from all sets. CAP_DAC_OVERRIDE stays when one of `dirs`
 /// belongs to somebody else and cannot be written without.
 ///
 /// # Errors
 /// [`PrivilegeError`] naming what is missing.
-pub(crate) fn prepare(run_dir: &Path) -> Result<CapsHashSet, PrivilegeError> {
+pub(crate) fn prepare(dirs: &[&Path]) -> Result<CapsHashSet, PrivilegeError> {
     let change = |source| PrivilegeError::Caps { attempt: "change", source };
     let permitted = caps::read(None, CapSet::Permitted)
         .map_err(|source| PrivilegeError::Caps { attempt: "read", source })?;
@@ -58,7 +58,7 @@ pub(crate) fn prepare(run_dir: &Path) -> Result<CapsHashSet, PrivilegeError> {
     caps::clear(None, CapSet::Inheritable).map_err(change)?;
     let mut keep = CapsHashSet::from([Capability::CAP_NET_ADMIN]);
     caps::set(None, CapSet::Effective, &keep).map_err(change)?;
-    if permitted.contains(&Capability::CAP_DAC_OVERRIDE) && !writable(run_dir) {
+    if permitted.contains(&Capability::CAP_DAC_OVERRIDE) && !dirs.iter().all(|dir| writable(dir)) {
         keep.insert(Capability::CAP_DAC_OVERRIDE);
         caps::set(None, CapSet::Effective, &keep).map_err(change)?;
     }

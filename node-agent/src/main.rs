@@ -5,6 +5,7 @@
 
 mod app;
 mod capabilities;
+mod install;
 mod observability;
 mod plugin_server;
 mod pods;
@@ -15,7 +16,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 
 use observability::ask::{Question, ask};
 use settings::command::{Form, Invocation, parse};
@@ -80,11 +81,16 @@ fn refuse(errors: &[SettingError]) -> ExitCode {
 }
 
 /// Take the plugin and its configuration off the node.
+#[allow(clippy::print_stdout, reason = "the command's answer")]
 fn uninstall(settings: &InstallSettings) -> Result<()> {
-    bail!(
-        "uninstall is not there yet: nothing was removed from {}; this release installs nothing either",
-        settings.net_dir.display()
-    )
+    let changed = install::uninstall(settings).map_err(|lines| anyhow!("{lines}"))?;
+    for path in &changed {
+        println!("removed ours: {}", path.display());
+    }
+    if changed.is_empty() {
+        println!("nothing of ours is there");
+    }
+    Ok(())
 }
 
 fn version(form: Form) -> Result<()> {

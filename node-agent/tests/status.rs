@@ -82,6 +82,7 @@ fn the_port_answers_from_the_first_moment_and_names_what_is_missing_until_nothin
             Command::new(env!("CARGO_BIN_EXE_install-cni"))
                 .arg(format!("--cni-agent-run-dir={}", run.display()))
                 .arg(format!("--pod-manifest-dir={}", pods.display()))
+                .arg("--cni-enable-install=false")
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .spawn()

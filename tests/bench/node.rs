@@ -106,6 +106,7 @@ impl Bench<'_> {
         command
             .arg(format!("--cni-agent-run-dir={}", self.node.run_dir().display()))
             .arg(format!("--pod-manifest-dir={}", self.node.run_dir().with_file_name("pods").display()))
+            .arg("--cni-enable-install=false")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());

@@ -35,6 +35,7 @@ pub(crate) fn measure(agent: &Path, report: &mut Report) {
         command
             .arg(format!("--cni-agent-run-dir={}", node.run_dir().display()))
             .arg(format!("--pod-manifest-dir={}", node.run_dir().with_file_name("pods").display()))
+            .arg("--cni-enable-install=false")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());

@@ -114,7 +114,7 @@ def start_agent():
     run("ip", "-n", "agent", "link", "set", "lo", "up")
     Path("/run/istio-cni").mkdir()
     log = OUT / "agent.log"
-    command = ["/run/demo/bin/install-cni", "--pod-manifest-dir", "/run/demo/pods"]
+    command = ["/run/demo/bin/install-cni", "--pod-manifest-dir", "/run/demo/pods", "--cni-enable-install=false"]
     agent = start(inside("agent", *command, caps="-all,+net_admin"), log)
     wait_for("the agent", agent, log, lambda: http_ok("agent", "http://127.0.0.1:8000/readyz"))
 

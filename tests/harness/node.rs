@@ -167,6 +167,8 @@ impl Node {
             .arg(format!("--cni-agent-run-dir={}", self.run_dir().display()))
             .arg(format!("--pod-manifest-dir={}", self.dir.join("pods").display()))
             .args(["--monitoring-port=15014", "--health-port=8000", "--log_output_level=all:debug"])
+            // Unless a test wants it.
+            .env("CNI_ENABLE_INSTALL", "false")
             .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a descriptor is free"))

@@ -56,6 +56,10 @@ pub(crate) struct Metrics {
     pub(crate) role: Gauge,
     /// Manifest files that cannot be used.
     pub(crate) bad_manifests: Gauge,
+    /// How often the plugin or its configuration had to be put back.
+    pub(crate) install_restored: Counter,
+    /// 1 while somebody takes our entry out again and again.
+    pub(crate) install_fight: Gauge,
 }
 
 impl Metrics {
@@ -69,7 +73,8 @@ impl Metrics {
         let notices = Family::<NoticeLabels, Counter>::default();
         let ipv6 = Family::<ReasonLabel, Counter>::default();
         let blocked = Family::<BlockerLabel, Gauge>::default();
-        let [connections, queue, role, bad_manifests] = std::array::from_fn(|_| Gauge::default());
+        let [connections, queue, role, bad_manifests, install_fight] =
+            std::array::from_fn(|_| Gauge::default());
         registry.register("adds", "ADDs answered by the agent", adds.clone());
         registry.register("checks", "CHECKs answered by the agent", checks.clone());
         registry.register(
@@ -88,6 +93,17 @@ impl Metrics {
         registry.register("open_connections", "Open connections of plugins", connections.clone());
         registry.register("queue_depth", "Jobs that wait for a thread", queue.clone());
         registry.register("socket_holder", "1 while this agent holds the plugin socket", role.clone());
+        let install_restored = Counter::default();
+        registry.register(
+            "install_restored",
+            "Times that the plugin or its configuration was put back",
+            install_restored.clone(),
+        );
+        registry.register(
+            "install_fight",
+            "1 while somebody takes our entry out of the CNI configuration again and again",
+            install_fight.clone(),
+        );
         registry.register("bad_manifests", "Pod manifest files that cannot be used", bad_manifests.clone());
         Self {
             registry,
@@ -102,6 +118,8 @@ impl Metrics {
             queue,
             role,
             bad_manifests,
+            install_restored,
+            install_fight,
         }
     }
 
@@ -172,6 +190,8 @@ mod tests {
                 "waylay_open_connections gauge",
                 "waylay_queue_depth gauge",
                 "waylay_socket_holder gauge",
+                "waylay_install_restored counter",
+                "waylay_install_fight gauge",
                 "waylay_bad_manifests gauge",
             ]
         );

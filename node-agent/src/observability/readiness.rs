@@ -14,6 +14,8 @@ pub(crate) enum Blocker {
     Pods,
     /// Neither this agent nor one that it could replace serves the socket.
     Socket,
+    /// The plugin or its configuration is not on the node.
+    Install,
     /// Ambient mode is asked for and not there yet.
     Ambient,
 }
@@ -31,6 +33,7 @@ impl Blocker {
         match self {
             Self::Pods => "pods",
             Self::Socket => "socket",
+            Self::Install => "install",
             Self::Ambient => "ambient_not_supported",
         }
     }
@@ -40,6 +43,7 @@ impl Blocker {
         match self {
             Self::Pods => "not all pods were read yet",
             Self::Socket => "not tried to serve the plugin yet",
+            Self::Install => "not looked at the node's directories yet",
             Self::Ambient => "ambient mode is not there yet; sidecars are redirected: unset AMBIENT_ENABLED",
         }
     }

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use agent_api::{Answer, Operation, Outcome, Request, Sandbox, Versions, exchange};
 use cni::Code;
-use prometheus_client::metrics::gauge::Gauge;
 
 use super::self_test;
 use super::socket::{Holder, Names};
@@ -96,7 +95,7 @@ pub(crate) fn run(
     names: &Names,
     versions: Versions,
     ending: &AtomicBool,
-    held: &Gauge,
+    held: impl Fn(bool),
     backed: impl Fn(Option<&str>),
 ) -> Result<(), Lost> {
     let mut role = Role::Newcomer;
@@ -112,7 +111,7 @@ pub(crate) fn run(
             unfit = take(names, &mut role)?;
         }
         backed(unfit.as_deref());
-        held.set(i64::from(unfit.is_none() && matches!(role, Role::Holder | Role::Torn)));
+        held(unfit.is_none() && matches!(role, Role::Holder | Role::Torn));
         if role == Role::Standby && before != Role::Standby {
             tracing::info!(socket = %names.public().display(), "another agent took the socket; standing by");
         }

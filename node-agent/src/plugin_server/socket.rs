@@ -124,6 +124,11 @@ impl Names {
         }
     }
 
+    /// Whether requests come to this agent now.
+    pub(crate) fn are_ours(&self) -> bool {
+        matches!(self.holder(), Holder::Us | Holder::Torn)
+    }
+
     /// Take both public names. Notices first: whoever has the requests has both.
     ///
     /// # Errors

@@ -81,7 +81,7 @@ pub(crate) fn command() -> Command {
         .subcommand(subcommand("status", "Say what the agent on this node does").arg(run_dir()))
         .subcommand(subcommand("pods", "Say what became of the sandboxes that started or were checked last").arg(run_dir()))
         .subcommand(subcommand("version", "Say which release this is"))
-        .subcommand(settings(Command::new("uninstall")).args_override_self(true).hide(true))
+        .subcommand(settings(Command::new("uninstall")).about("Take the plugin and its CNI configuration off this node").args_override_self(true))
 }
 
 fn settings(command: Command) -> Command {

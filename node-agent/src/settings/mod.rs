@@ -21,7 +21,7 @@ use redirect::Ipv6Policy;
 use serde::{Serialize, Serializer};
 
 pub(crate) use effective::Effective;
-pub(crate) use install::InstallSettings;
+pub(crate) use install::{InstallSettings, Place};
 pub(crate) use values::{SettingError, Values};
 
 /// What the process is to do.

@@ -91,7 +91,7 @@ impl Agent {
             .arg(env!("CARGO_BIN_EXE_install-cni"))
             .arg(format!("--cni-agent-run-dir={}", dir.run().display()))
             .arg(format!("--pod-manifest-dir={}", dir.0.join("pods").display()))
-            .arg("--log_output_level=debug")
+            .args(["--log_output_level=debug", "--cni-enable-install=false"])
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

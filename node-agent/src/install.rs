@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The installer as part of the agent: while this agent holds the role, the plugin and its configuration are on the node.
+//!
+//! Owns when the installer may write and where its state is told; never touches a file itself.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cni::conflist::Entry;
+use install::{Health, Installer, Kind, Leaving, Mode, SettingsError, Watch};
+
+use crate::observability::metrics::Metrics;
+use crate::observability::readiness::{Blocker, Readiness};
+use crate::settings::{InstallSettings, Place};
+
+/// Keep the node as `settings` say for as long as `may_write`, and tell how it stands.
+///
+/// # Errors
+/// Those of starting a thread.
+pub(crate) fn keep(
+    installer: Installer,
+    may_write: impl Fn() -> bool + Send + Sync + 'static,
+    readiness: Arc<Readiness>,
+    metrics: Arc<Metrics>,
+) -> io::Result<Watch> {
+    let mut told = Health::default();
+    Watch::start(installer.while_allowed(may_write), move |health| {
+        tell(&told, health, &readiness, &metrics);
+        told = health.clone();
+    })
+}
+
+/// An installer for `settings`.
+///
+/// # Errors
+/// All that is wrong with them.
+pub(crate) fn installer(settings: &InstallSettings) -> Result<Installer, Vec<SettingsError>> {
+    let entry = &settings.entry;
+    Installer::new(install::InstallSettings {
+        plugin: settings.bin_source.clone(),
+        bin_dirs: settings.bin_dirs.clone(),
+        conf_dir: settings.net_dir.clone(),
+        mode: match settings.place.clone() {
+            Place::Chained { primary } => Mode::Chained { file: primary },
+            Place::OwnFile { name, primary } => Mode::OwnFile { name, primary },
+            Place::Standalone { name } => Mode::Standalone { name },
+        },
+        entry: Entry {
+            log_level: entry.plugin_log_level.to_owned(),
+            run_dir: entry.cni_agent_run_dir.to_string_lossy().into_owned(),
+            ambient_enabled: entry.ambient_enabled,
+            exclude_namespaces: entry.exclude_namespaces.clone(),
+            pod_namespace: entry.pod_namespace.clone(),
+            deadline_seconds: entry.agent_deadline_seconds,
+        },
+        file_mode: if settings.group_read { 0o640 } else { 0o600 },
+        downgrade: false,
+    })
+}
+
+/// Take everything off the node; tells what was changed.
+///
+/// # Errors
+/// A line for each thing that did not succeed.
+pub(crate) fn uninstall(settings: &InstallSettings) -> Result<Vec<PathBuf>, String> {
+    fn lines<E: ToString>(errors: Vec<E>) -> String {
+        errors.iter().map(E::to_string).collect::<Vec<_>>().join("\n")
+    }
+    installer(settings).map_err(lines)?.remove(Leaving::Nothing).map_err(lines)
+}
+
+fn tell(told: &Health, health: &Health, readiness: &Readiness, metrics: &Metrics) {
+    // An agent that stands by has nothing to put in place: the one that holds the role does.
+    match health.blockers.iter().find(|blocker| blocker.kind != Kind::NotHolder) {
+        Some(blocker) => readiness.block(Blocker::Install, &blocker.to_string()),
+        None if health.blockers.is_empty() && !health.is_ready() => {}
+        None => readiness.clear(Blocker::Install),
+    }
+    for blocker in health.blockers.iter().filter(|blocker| !told.blockers.contains(blocker)) {
+        match blocker.kind {
+            Kind::NotHolder => tracing::debug!("{blocker}"),
+            _ => tracing::warn!(reason = "not_installed", "{blocker}"),
+        }
+    }
+    if let Some(report) = &health.report {
+        if told.report.as_ref().is_none_or(|old| old.changed != report.changed || old.file != report.file) {
+            tracing::info!(file = %report.file.display(), changed = ?report.changed, "in place");
+        }
+        let known = |notice| told.report.as_ref().is_some_and(|old| old.notices.contains(notice));
+        for notice in report.notices.iter().filter(|notice| !known(notice)) {
+            tracing::warn!(reason = "install_notice", "{notice}");
+        }
+    }
+    if health.polling && !told.polling {
+        tracing::warn!("the kernel grants no file watch; the directories are looked at every two seconds");
+    }
+    metrics.install_restored.inc_by(health.restored.saturating_sub(told.restored));
+    metrics.install_fight.set(i64::from(health.fight.is_some()));
+    if health.fight.is_some() && told.fight.is_none() {
+        tracing::error!(
+            reason = "install_fight",
+            fight = ?health.fight,
+            "somebody takes our entry out of the CNI configuration again and again"
+        );
+    }
+}
