@@ -65,11 +65,11 @@ fn settings(root: &Path, mode: &str) -> InstallSettings {
 fn cycle(cycles: u32, root: &Path, mode: &str) {
     let releases = [root.join("image/istio-cni"), root.join("image/istio-cni.next")];
     let conf = root.join("conf");
-    let vendor: Vec<(PathBuf, Vec<u8>)> = fs::read_dir(&conf)
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .map(|p| (p.clone(), fs::read(p).unwrap()))
-        .collect();
+    let read = |path: PathBuf| {
+        let (bytes, mode) = (fs::read(&path).unwrap(), fs::metadata(&path).unwrap().permissions());
+        (path, (bytes, mode))
+    };
+    let vendor: Vec<_> = fs::read_dir(&conf).unwrap().map(|entry| read(entry.unwrap().path())).collect();
     for _ in 0..cycles {
         for plugin in &releases {
             let mut settings = settings(root, mode);
@@ -81,7 +81,8 @@ fn cycle(cycles: u32, root: &Path, mode: &str) {
             for (path, bytes) in &vendor {
                 // As vendors do that do it well.
                 let temporary = path.with_extension("vendor");
-                fs::write(&temporary, bytes).unwrap();
+                fs::write(&temporary, &bytes.0).unwrap();
+                fs::set_permissions(&temporary, bytes.1.clone()).unwrap();
                 fs::rename(&temporary, path).unwrap();
             }
             installer.ensure().unwrap();

@@ -27,6 +27,8 @@ const MAX_LEN: u64 = 1 << 20;
 pub(crate) const FRESH: Duration = Duration::from_secs(2);
 /// Attempts when files change under us.
 const ATTEMPTS: usize = 10;
+/// Attempts when they do not.
+const ROUNDS: usize = 2;
 
 /// Installs and removes.
 #[derive(Clone)]
@@ -115,14 +117,16 @@ impl Installer {
         let dir = self.dir(&self.settings.conf_dir);
         dir.allowed(dir.path)?;
         dir.sweep()?;
+        // From one mode to another takes two rounds. Whoever undoes the second one at once is not met with a third.
+        let mut rounds = 0;
         for _ in 0..ATTEMPTS {
             let snapshot = Snapshot::read(dir.path)?;
             let plan = plan::install(&snapshot.found, &self.settings).map_err(|b| self.blocked(b))?;
-            if plan.actions.is_empty() {
+            if plan.actions.is_empty() || rounds == ROUNDS {
                 self.notice(plan.seen.clone(), &mut notices);
                 return Ok(Report { file: dir.path.join(&plan.seen.file), changed, notices });
             }
-            self.perform(&dir, &plan.actions, &snapshot, &mut changed)?;
+            rounds += usize::from(self.perform(&dir, &plan.actions, &snapshot, &mut changed)? == Done::Yes);
         }
         Err(InstallError::changed(dir.path))
     }
@@ -202,7 +206,7 @@ impl Installer {
         actions: &[Action],
         snapshot: &Snapshot,
         changed: &mut Vec<PathBuf>,
-    ) -> Result<(), InstallError> {
+    ) -> Result<Done, InstallError> {
         for action in actions {
             let attributes = |like: &Option<&str>| {
                 like.and_then(|like| snapshot.state(like))
@@ -226,11 +230,11 @@ impl Installer {
                 Action::Delete { name } => (name, dir.delete(name, expected(name), fault::DELETE)?),
             };
             if done == Done::Changed {
-                return Ok(());
+                return Ok(Done::Changed);
             }
             changed.push(dir.path.join(name));
         }
-        Ok(())
+        Ok(Done::Yes)
     }
 
     fn dir<'a>(&'a self, path: &'a Path) -> Dir<'a> {
