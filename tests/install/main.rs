@@ -2,7 +2,7 @@
 //! The plugin and its entry on a node: killed at every step, raced by the runtimes' loaders, fought by vendors, refused by
 //! the system. Directories are real, in a temporary place; the loaders are emulations ([`loaders`]).
 
-#![allow(clippy::unwrap_used, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
 
 mod crash;
 mod files;

@@ -35,6 +35,8 @@ pub(crate) struct Fights {
     total: u64,
     answers: u32,
     pause_from: Option<Instant>,
+    /// The last restoration, if nobody has undone it.
+    last: Option<Instant>,
 }
 
 impl Fights {
@@ -43,9 +45,9 @@ impl Fights {
         if let Some(until) = self.pause_from.map(|from| from + self.pause()) {
             return until;
         }
-        match self.restored.back() {
-            Some(last) if now.duration_since(*last) < ANSWER => self.answers += 1,
-            _ => self.answers = 0,
+        // Once for each restoration, also when the next one does not succeed.
+        if let Some(last) = self.last.take() {
+            self.answers = if now.duration_since(last) < ANSWER { self.answers + 1 } else { 0 };
         }
         if self.answers < ANSWERS {
             return now;
@@ -59,6 +61,7 @@ impl Fights {
         self.pause_from = None;
         self.forget(now);
         self.restored.push_back(now);
+        self.last = Some(now);
         self.total += 1;
     }
 
