@@ -4,7 +4,7 @@
 //! A process whose environment has `WAYLAY_FAULT=<point>` kills itself with SIGKILL when it reaches that point, as the
 //! out-of-memory killer or a node failure would; with `<point>#<n>`, when it reaches it for the n-th time.
 
-/// Every point on the agent's side of an exchange; those of the kernel back end are listed there.
+/// Every point on the agent's side of an exchange; those of the kernel back end and of the installer are listed there.
 pub const POINTS: &[&str] = &[
     "agent:request:receive:before",
     "agent:request:receive:after",
@@ -19,7 +19,8 @@ pub fn point(name: &'static str) {
     {
         use std::sync::atomic::{AtomicU32, Ordering};
         // The fault tests have a case for each listed point: one that is not listed must not go unnoticed.
-        assert!(POINTS.contains(&name) || name.starts_with("kernel:"), "point {name} is not listed");
+        let listed_there = name.starts_with("kernel:") || name.starts_with("install:");
+        assert!(POINTS.contains(&name) || listed_there, "point {name} is not listed");
         static CHOSEN: std::sync::OnceLock<(String, u32)> = std::sync::OnceLock::new();
         static REACHED: AtomicU32 = AtomicU32::new(0);
         let (chosen, nth) = CHOSEN.get_or_init(|| {
