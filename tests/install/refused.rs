@@ -172,3 +172,20 @@ fn without_the_role_nothing_is_written() {
         }
     }
 }
+
+#[test]
+fn a_role_lost_while_a_file_is_being_written_keeps_it_from_its_name() {
+    let world = World::new(Primary::Conf);
+    let before = world.tree();
+    // It is lost as soon as there is a temporary file.
+    let dirs = ["bin", "conf"].map(|dir| world.root.join(dir));
+    let installer = world.chained().while_allowed(move || {
+        dirs.iter().all(|dir| {
+            std::fs::read_dir(dir)
+                .unwrap()
+                .all(|entry| !entry.unwrap().file_name().to_string_lossy().contains("waylay-tmp"))
+        })
+    });
+    assert_eq!(installer.ensure().unwrap_err().kind, install::Kind::NotHolder);
+    same(&world.tree(), &before, "");
+}
