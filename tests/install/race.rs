@@ -50,6 +50,8 @@ fn in_a_thousand_cycles_no_loader_ever_misses_the_network() {
                             Err(error) => panic!("{runtime}, {mode}: {error:?}"),
                         }
                         loads += 1;
+                        // Leaves the processors to who writes.
+                        thread::sleep(Duration::from_micros(200));
                     }
                     (runtime, loads, with_us)
                 })
