@@ -4,18 +4,23 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-fault demo test lint deny fmt test-packets test-kernel test-kernel-ci soak bench fuzz fuzz-ci clean
+.PHONY: help setup build build-arm64 build-fault image demo test lint deny fmt test-arm64 test-packets test-kernel test-kernel-ci soak bench fuzz fuzz-ci clean
 .NOTPARALLEL:
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 # One place for artefacts, wherever cargo was told to put them.
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 MUSL := x86_64-unknown-linux-musl
+ARM64 := aarch64-unknown-linux-musl
+# Rust's own linker and the musl that comes with the target: no C compiler for another architecture is needed.
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER := rust-lld
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER := qemu-aarch64-static
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 FUZZ := tests/fuzz/Cargo.toml
-SCRIPTS = .ci/run tests/kernel/init $(shell find tests -name '*.sh' -not -path '*/target/*')
+SCRIPTS = .ci/run tests/kernel/init $(wildcard daemonset/*.sh install-scripts/*.sh) $(shell find tests -name '*.sh' -not -path '*/target/*')
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what building and testing need (Debian 12, root); quick when nothing is missing
 	@tests/setup.sh
@@ -23,6 +28,14 @@ setup: ## install what building and testing need (Debian 12, root); quick when n
 build: ## the plugin and the agent, static, as they are shipped
 	cargo build --locked --profile plugin -p cni-plugin --target $(MUSL)
 	cargo build --locked --release -p node-agent --target $(MUSL)
+
+build-arm64: ## the same for arm64
+	cargo build --locked --profile plugin -p cni-plugin --target $(ARM64)
+	cargo build --locked --release -p node-agent --target $(ARM64)
+
+image: build build-arm64 ## the image for both architectures: an OCI layout in target/image
+	daemonset/stage.sh $(CARGO_TARGET_DIR)/image-root amd64=$(MUSL) arm64=$(ARM64)
+	daemonset/image.py $(CARGO_TARGET_DIR)/image $(CARGO_TARGET_DIR)/image-root $(VERSION)
 
 demo: setup build ## four pods, real Envoy, real HTTP, both families; KEEP=1 leaves it up to look around
 	@target/venv/bin/python -B tests/demo/demo.py $(if $(KEEP),--keep)
@@ -35,6 +48,10 @@ build-fault: ## the agent with kill points, for the fault tests
 
 test-packets: ## only the traffic proof: every row of the packet matrix, real sockets, both families
 	@tests/run.sh -p waylay-tests --test packets -- --show-output
+
+test-arm64: build build-arm64 ## the arm64 plugin, and the unit and golden tests of the crates it and the rules are made of, under qemu
+	cargo test --locked --target $(ARM64) -p cni -p ruleset -p redirect -p kernel --lib --test golden
+	tests/arm64.sh
 
 soak: ## 100,000 random packets to the kernel against the evaluator; WAYLAY_PACKETS=n, WAYLAY_SEED=n for the same again
 	@WAYLAY_PACKETS=$${WAYLAY_PACKETS:-100000} WAYLAY_SEED=$${WAYLAY_SEED:-$$(date +%s)} \
