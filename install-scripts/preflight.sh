@@ -170,7 +170,7 @@ runtime_uses() { # RUNTIME FILE CONF-KEY BIN-KEYS
     fi
     found=$(for key in $4; do toml "$2" "$key"; done)
     if [ -n "$found" ] && ! printf '%s\n' "$found" | grep -qxF "$bin_dir"; then
-        error "$1 looks for CNI plugins in $(printf '%s' "$found" | tr '\n' ' ')($2) and Waylay would install into $bin_dir: use --cni-bin-dir"
+        error "$1 looks for CNI plugins in $(printf '%s\n' "$found" | tr '\n' ' ')($2) and Waylay would install into $bin_dir: use --cni-bin-dir"
     fi
 }
 

@@ -95,7 +95,10 @@ fn a_file_that_is_ours_alone_goes_and_one_made_of_another_becomes_that_one_again
         scratch.write(&format!("{CONF}/02-istio-cni.conflist"), &with_entry(LISTS[1], copy));
         scratch.write(&format!("{CONF}/10-net.conflist"), &without_entry(LISTS[1]));
         let single = " {\n  \"cniVersion\": \"0.4.0\", \"name\": \"ovn\", \"type\": \"ovn-k8s\"\n}\n";
-        let converted = format!("{{\"cniVersion\":\"0.4.0\",\"name\":\"ovn\",\"plugins\":[{}«,@»\n]}}\n", single.trim_end());
+        let converted = format!(
+            "{{\"cniVersion\":\"0.4.0\",\"name\":\"ovn\",\"plugins\":[{}«,@»\n]}}\n",
+            single.trim_end()
+        );
         let from = ",\"waylay_converted_from\":\"20-ovn.conf\"";
         scratch.write(&format!("{CONF}/20-ovn.conflist"), &with_entry(&converted, from));
         let link = ",\"waylay_link\":\"/etc/other/30-vendor.conflist\"";
@@ -103,8 +106,10 @@ fn a_file_that_is_ours_alone_goes_and_one_made_of_another_becomes_that_one_again
         let both = format!("{},\"waylay_link\":\"../ovn.conf\"", from.replace("20", "40"));
         scratch.write(&format!("{CONF}/40-ovn.conflist"), &with_entry(&converted, &both));
         clean(scratch, shell, bin, &[]).with(0);
-        let mut left: Vec<_> =
-            fs::read_dir(scratch.path(CONF)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut left: Vec<_> = fs::read_dir(scratch.path(CONF))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         left.sort();
         assert_eq!(left, ["10-net.conflist", "20-ovn.conf", "30-vendor.conflist", "40-ovn.conf"]);
         assert_eq!(scratch.read(&format!("{CONF}/20-ovn.conf")), single);
@@ -149,7 +154,18 @@ fn what_cannot_be_read_is_left_alone_and_the_binary_with_it() {
 #[test]
 fn garbage_of_others_is_none_of_our_business() {
     everywhere(|scratch, shell, bin| {
-        let texts = ["", "\n", "garbage", "{", "{\"plugins\":7}", "{\"plugins\":[7]}", "\"", "{\"plugins\":[]}", "{}", "[[[["];
+        let texts = [
+            "",
+            "\n",
+            "garbage",
+            "{",
+            "{\"plugins\":7}",
+            "{\"plugins\":[7]}",
+            "\"",
+            "{\"plugins\":[]}",
+            "{}",
+            "[[[[",
+        ];
         for (number, text) in texts.iter().enumerate() {
             scratch.write(&format!("{CONF}/{number}.conflist"), text);
         }
@@ -189,7 +205,8 @@ fn other_directories_are_cleaned_where_they_are_named_and_the_sockets_go() {
         for name in ["waylay.sock", "waylay.sock.1-2", "waylay-notice.sock"] {
             UnixListener::bind(run.join(name)).unwrap();
         }
-        let directories = ["--cni-conf-dir", "/k 3s/net.d", "--cni-conf-dir", "/multus", "--cni-bin-dir", "/k 3s/bin"];
+        let directories =
+            ["--cni-conf-dir", "/k 3s/net.d", "--cni-conf-dir", "/multus", "--cni-bin-dir", "/k 3s/bin"];
         clean(scratch, shell, bin, &[&directories[..], &["--keep-binary"]].concat()).with(0);
         assert_eq!(scratch.read("root/k 3s/net.d/10-net.conflist"), without_entry(LISTS[0]));
         assert!(!scratch.path("root/multus/istio-cni.conf").exists() && !run.exists());

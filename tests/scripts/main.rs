@@ -132,7 +132,8 @@ fn scripts() -> Vec<String> {
 #[test]
 fn every_script_explains_itself_and_refuses_what_it_does_not_know() {
     let scratch = Scratch::new();
-    for (shell, name) in SHELLS.iter().flat_map(|shell| scripts().into_iter().map(move |name| (shell, name))) {
+    for (shell, name) in SHELLS.iter().flat_map(|shell| scripts().into_iter().map(move |name| (shell, name)))
+    {
         let help = script(shell, &name, &scratch.0, &["--help"]).with(0);
         assert!(help.starts_with(&format!("usage: {name} ")) && help.contains("--dry-run"), "{help}");
         for arguments in [&["--unknown"][..], &["extra"], &["--dry-run", "--namespace"], &["--root"]] {
