@@ -12,8 +12,8 @@ usage() {
 usage: node-cleanup.sh [--dry-run] [--root DIR] [--cni-conf-dir DIR]... [--cni-bin-dir DIR]... [--run-dir DIR]
                        [--keep-binary] [--force]
 
-Removes the istio-cni entry from the CNI configurations of this node, files that are ours alone, the plugin's binary and
-the agent's sockets. Running it again changes nothing.
+Removes the istio-cni entry from the CNI configurations of this node, files that Waylay wrote alone, what an interrupted
+agent left, the plugin's binary and the agent's sockets. Running it again changes nothing.
 
   --root DIR          the node's root directory, / by default
   --cni-conf-dir DIR  below the root; /etc/cni/net.d by default; may be given more than once
@@ -67,7 +67,7 @@ done
 [ -n "$bin_dirs" ] || bin_dirs=/opt/cni/bin
 
 # Reads one configuration on stdin, closed by an extra "x" that keeps the last line end. Prints one word and, for some, a
-# value: "same"; "delete" (all ours); "edit"; "single NAME" (made of that single configuration); "link TARGET" and
+# value: "same"; "delete" (Waylay wrote all of it); "foreign" (nothing but our type, written by somebody else); "edit"; "single NAME" (made of that single configuration); "link TARGET" and
 # "single-link NAME TARGET" (a symbolic link was there); "broken WHY". With want=text it prints the new text instead.
 # shellcheck disable=SC2016 # awk's own $
 reader='
@@ -103,7 +103,8 @@ function object(found,   key, from) {
         key = string(); blank()
         if (substr(text, at, 1) != ":") broken("a colon was expected at byte " at)
         at++; blank(); from = at
-        if (substr(text, at, 1) == "\"") found[key] = string(); else value()
+        if (substr(text, at, 1) == "\"") found[key] = string()
+        else { value(); if (key == "waylay_standalone") found[key] = substr(text, from, at - from) }
         if (key == "plugins" && top) { if (plugins) broken("it has plugins twice"); plugins = from }
         blank()
         if (substr(text, at, 1) == ",") { at++; blank() }
@@ -116,7 +117,11 @@ END {
     if (failed) exit
     text = substr(text, 1, length(text) - 1); size = length(text); at = 1; top = 1
     blank(); object(head); top = 0
-    if ("type" in head) { print head["type"] == "istio-cni" ? "delete" : "same"; exit }
+    if ("type" in head) {
+        if (head["type"] != "istio-cni") print "same"
+        else print head["waylay_standalone"] == "true" ? "delete" : "foreign"
+        exit
+    }
     if (!plugins) { print "same"; exit }
     if (substr(text, plugins, 1) != "[") broken("plugins is no list")
     at = plugins + 1; blank(); count = first = others = 0
@@ -132,7 +137,8 @@ END {
     }
     close_at = at
     if (!mine) { print "same"; exit }
-    if (!others || copy != "") { print "delete"; exit }
+    if (copy != "") { print "delete"; exit }
+    if (!others) { print "foreign"; exit }
     # Our entry goes with the comma before it, or, before all others, with the one after it.
     kept = ""; from = 1
     for (i = 1; i <= count; i++) if (ours[i]) {
@@ -181,12 +187,24 @@ relink() { # TARGET LINK
     return 1
 }
 
+# A single configuration that is there again is its writer's, or an interrupted removal's.
+exists() { [ -e "$1" ] || [ -L "$1" ]; }
+
+# What killed agents and killed clean-ups left; no runtime reads files of such names.
+sweep() { # DIRECTORY
+    for leftover in "$1"/*.waylay-tmp-* "$1"/.*.waylay-tmp-* "$1"/.waylay-cleanup.* "$1"/*.waylay-cleanup; do
+        if exists "$leftover"; then
+            doing "remove $leftover" && { rm -f "$leftover" || trouble "$leftover: cannot be removed"; }
+        fi
+    done
+}
+
 clean_conf() { # FILE
     if ! plan=$(read_conf "$1" plan); then
         trouble "$1: cannot be read"
         return
     fi
-    directory=${1%/*}
+    parent=${1%/*}
     case $plan in
         same) return ;;
         broken*)
@@ -202,18 +220,20 @@ clean_conf() { # FILE
         return
     fi
     case $plan in
+        foreign) say "$1: names nothing but istio-cni, was not written by Waylay, and stays" ;;
         delete) doing "remove $1" && { rm -f "$1" || trouble "$1: cannot be removed"; } ;;
         edit) doing "take our entry out of $1" && replace "$1" "$1" ;;
         link\ *) doing "make $1 the link to ${plan#link } again" && relink "${plan#link }" "$1" ;;
         single-link\ *)
             rest=${plan#single-link }
             if doing "make $1 the link ${rest%% *} again"; then
-                if relink "${rest#* }" "$directory/${rest%% *}"; then rm -f "$1"; fi
+                if exists "$parent/${rest%% *}" || relink "${rest#* }" "$parent/${rest%% *}"; then rm -f "$1"; fi
             fi
             ;;
         single\ *)
-            doing "make $1 the single configuration ${plan#single } again" &&
-                replace "$1" "$directory/${plan#single }" && rm -f "$1"
+            if doing "make $1 the single configuration ${plan#single } again"; then
+                if exists "$parent/${plan#single }" || replace "$1" "$parent/${plan#single }"; then rm -f "$1"; fi
+            fi
             ;;
         *) trouble "$1: awk said: $plan" ;;
     esac
@@ -239,6 +259,7 @@ while IFS= read -r directory; do
         "$root$directory"/.*.conflist; do
         [ -f "$file" ] && clean_conf "$file"
     done
+    sweep "$root$directory"
 done <<END
 $conf_dirs
 END
@@ -248,9 +269,13 @@ if [ "$status" -ne 0 ]; then
 elif [ -z "$keep_binary" ]; then
     while IFS= read -r directory; do
         file=$root$directory/istio-cni
-        if [ -n "$directory" ] && [ -f "$file" ]; then
+        if [ -z "$directory" ] || [ ! -d "$root$directory" ]; then continue; fi
+        if [ -f "$file" ] && grep -q 'CNI plugin istio-cni [^ ]* (Waylay)' "$file"; then
             doing "remove $file" && { rm -f "$file" || trouble "$file: cannot be removed"; }
+        elif [ -f "$file" ]; then
+            say "$file: not Waylay's, and stays"
         fi
+        sweep "$root$directory"
     done <<END
 $bin_dirs
 END

@@ -11,6 +11,9 @@ use crate::{Ended, SHELLS, Scratch, awk, script};
 const ENTRY: &str = r#"{"name":"istio-cni","type":"istio-cni","plugin_log_level":"info","exclude_namespaces":["a]}\"{","b"],"capabilities":{"io.kubernetes.cri.pod-annotations":true}"#;
 const CONF: &str = "root/etc/cni/net.d";
 
+/// What tells our plugin from another istio-cni.
+const PLUGIN: &str = "\x7fELF\0\0CNI plugin istio-cni 0.1.0 (Waylay)\0rest\n";
+
 /// Lists of others, each with a mark where our entry goes; what is between the marks is the comma and the blanks that
 /// belong to it.
 const LISTS: [&str; 9] = [
@@ -69,7 +72,7 @@ fn taking_the_entry_out_gives_back_every_byte_of_others() {
         let path = scratch.path(&name(0));
         fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
         chown(&path, Some(997), Some(998)).unwrap();
-        scratch.write("root/opt/cni/bin/istio-cni", "binary");
+        scratch.write("root/opt/cni/bin/istio-cni", PLUGIN);
         scratch.write("root/opt/cni/bin/bridge", "binary");
         clean(scratch, shell, bin, &[]).with(0);
         for (number, list) in LISTS.iter().enumerate() {
@@ -88,9 +91,12 @@ fn taking_the_entry_out_gives_back_every_byte_of_others() {
 #[test]
 fn a_file_that_is_ours_alone_goes_and_one_made_of_another_becomes_that_one_again() {
     everywhere(|scratch, shell, bin| {
-        let list = "{\"name\":\"n\",\"plugins\":[@]}";
-        scratch.write(&format!("{CONF}/YYY-istio-cni.conf"), &format!("{ENTRY}}}\n"));
-        scratch.write(&format!("{CONF}/a.conflist"), &with_entry(list, ""));
+        let standalone = ",\n  \"waylay_standalone\": true}\n";
+        scratch.write(&format!("{CONF}/YYY-istio-cni.conf"), &format!("{ENTRY}{standalone}"));
+        // Written by another istio-cni: not ours to remove.
+        let foreign = with_entry("{\"name\":\"n\",\"plugins\":[@]}", "");
+        scratch.write(&format!("{CONF}/ZZZ.conflist"), &foreign);
+        scratch.write(&format!("{CONF}/ZZZ.conf"), &format!("{ENTRY}}}\n"));
         let copy = ",\"waylay_copy_of\":\"10-net.conflist\"";
         scratch.write(&format!("{CONF}/02-istio-cni.conflist"), &with_entry(LISTS[1], copy));
         scratch.write(&format!("{CONF}/10-net.conflist"), &without_entry(LISTS[1]));
@@ -105,13 +111,25 @@ fn a_file_that_is_ours_alone_goes_and_one_made_of_another_becomes_that_one_again
         scratch.write(&format!("{CONF}/30-vendor.conflist"), &with_entry(LISTS[0], link));
         let both = format!("{},\"waylay_link\":\"../ovn.conf\"", from.replace("20", "40"));
         scratch.write(&format!("{CONF}/40-ovn.conflist"), &with_entry(&converted, &both));
-        clean(scratch, shell, bin, &[]).with(0);
+        // An interrupted removal, and what a killed agent left.
+        scratch.write(&format!("{CONF}/50-ovn.conflist"), &with_entry(&converted, &from.replace("20", "50")));
+        scratch.write(&format!("{CONF}/50-ovn.conf"), "its writer was here again");
+        scratch.write(&format!("{CONF}/10-net.conflist.waylay-tmp-0123456789abcdef"), "half");
+        scratch.write("root/opt/cni/bin/istio-cni.waylay-tmp-0123456789abcdef", "half");
+        scratch.write("root/opt/cni/bin/istio-cni", "CNI plugin istio-cni 1.30 of another maker");
+        let said = clean(scratch, shell, bin, &[]).with(0);
+        assert_eq!(said.matches("and stays").count(), 3, "{said}");
+        let plugins = fs::read_dir(scratch.path("root/opt/cni/bin")).unwrap();
+        assert_eq!(plugins.map(|e| e.unwrap().file_name()).collect::<Vec<_>>(), ["istio-cni"]);
         let mut left: Vec<_> = fs::read_dir(scratch.path(CONF))
             .unwrap()
             .map(|e| e.unwrap().file_name().into_string().unwrap())
             .collect();
         left.sort();
-        assert_eq!(left, ["10-net.conflist", "20-ovn.conf", "30-vendor.conflist", "40-ovn.conf"]);
+        let wanted = ["10-net.conflist", "20-ovn.conf", "30-vendor.conflist", "40-ovn.conf", "50-ovn.conf"];
+        assert_eq!(left, [&wanted[..], &["ZZZ.conf", "ZZZ.conflist"]].concat());
+        assert_eq!(scratch.read(&format!("{CONF}/50-ovn.conf")), "its writer was here again");
+        assert_eq!(scratch.read(&format!("{CONF}/ZZZ.conflist")), foreign);
         assert_eq!(scratch.read(&format!("{CONF}/20-ovn.conf")), single);
         let target = |name: &str| fs::read_link(scratch.path(&format!("{CONF}/{name}"))).unwrap();
         assert_eq!(target("30-vendor.conflist"), Path::new("/etc/other/30-vendor.conflist"));
@@ -136,12 +154,12 @@ fn what_cannot_be_read_is_left_alone_and_the_binary_with_it() {
             scratch.write(&format!("{CONF}/10-net.conflist"), text);
             // Another one is cleaned all the same.
             scratch.write(&format!("{CONF}/20-net.conflist"), &with_entry(LISTS[0], ""));
-            scratch.write("root/opt/cni/bin/istio-cni", "binary");
+            scratch.write("root/opt/cni/bin/istio-cni", PLUGIN);
             let said = clean(scratch, shell, bin, &[]).with(1);
             assert!(said.contains("10-net.conflist: names istio-cni and is left as it is"), "{said}");
             assert_eq!(&scratch.read(&format!("{CONF}/10-net.conflist")), text);
             assert_eq!(scratch.read(&format!("{CONF}/20-net.conflist")), without_entry(LISTS[0]));
-            assert_eq!(scratch.read("root/opt/cni/bin/istio-cni"), "binary");
+            assert_eq!(scratch.read("root/opt/cni/bin/istio-cni"), PLUGIN);
         }
         let target = scratch.write("root/other.conflist", &with_entry(LISTS[0], ""));
         fs::remove_file(scratch.path(&format!("{CONF}/10-net.conflist"))).unwrap();
@@ -180,7 +198,7 @@ fn a_dry_run_and_a_running_agent_change_nothing() {
     let scratch = Scratch::new();
     let bin = awk(&scratch, "mawk");
     scratch.write(&format!("{CONF}/10-net.conflist"), &with_entry(LISTS[0], ""));
-    scratch.write("root/opt/cni/bin/istio-cni", "binary");
+    scratch.write("root/opt/cni/bin/istio-cni", PLUGIN);
     let before = scratch.tree("root");
     let said = clean(&scratch, SHELLS[0], &bin, &["--dry-run"]).with(0);
     assert!(said.contains("would take our entry out of") && said.contains("would remove"), "{said}");
@@ -198,8 +216,8 @@ fn a_dry_run_and_a_running_agent_change_nothing() {
 fn other_directories_are_cleaned_where_they_are_named_and_the_sockets_go() {
     everywhere(|scratch, shell, bin| {
         scratch.write("root/k 3s/net.d/10-net.conflist", &with_entry(LISTS[0], ""));
-        scratch.write("root/multus/istio-cni.conf", &format!("{ENTRY}}}"));
-        scratch.write("root/k 3s/bin/istio-cni", "binary");
+        scratch.write("root/multus/istio-cni.conf", &format!("{ENTRY},\"waylay_standalone\":true}}"));
+        scratch.write("root/k 3s/bin/istio-cni", PLUGIN);
         let run = scratch.path("root/var/run/istio-cni");
         fs::create_dir_all(&run).unwrap();
         for name in ["waylay.sock", "waylay.sock.1-2", "waylay-notice.sock"] {
