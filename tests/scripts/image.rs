@@ -151,7 +151,8 @@ fn the_shipped_programs_make_an_image_that_is_small_and_runs_with_nothing_else_i
         .env("CARGO_TARGET_DIR", target)
         .env("PATH", path))
     .with(0);
-    println!("{}", write(&scratch.path("image"), &root).with(0));
+    let said = write(&scratch.path("image"), &root).with(0);
+    assert!(said.starts_with("image amd64: "), "{said}");
     let notice = scratch.read("root/amd64/licenses/NOTICE");
     for linked in ["\ntokio 1.", "\nhyper 1.", "\nnix 0.", "\nmusl libc ", "Permission is hereby granted"] {
         assert!(notice.contains(linked), "{linked}");
