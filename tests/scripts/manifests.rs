@@ -109,9 +109,7 @@ fn every_flag_and_variable_is_known_to_the_agent() {
     let data = base("configmap")["data"].as_object().unwrap().clone();
     let env = container["env"].as_array().unwrap().iter().map(|v| v["name"].as_str().unwrap().to_owned());
     for name in data.into_iter().map(|(name, _)| name).chain(env) {
-        // What the agent tells the plugin, in the entry that it writes.
-        let of_the_entry = ["EXCLUDE_NAMESPACES", "POD_NAMESPACE"].contains(&name.as_str());
-        assert!(known.contains(name.as_str()) || of_the_entry, "{name}");
+        assert!(known.contains(name.as_str()), "{name}");
     }
 }
 

@@ -22,7 +22,10 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     match Config::from_pod(&pod, &environment) {
         Ok(config) => {
             // The addresses of the pod have their say, too; here the proxy's word is enough.
-            compiles(&Config { ipv6: if config.dual_stack { Ipv6::Capture } else { Ipv6::Drop }, ..config.clone() });
+            compiles(&Config {
+                ipv6: if config.dual_stack { Ipv6::Capture } else { Ipv6::Drop },
+                ..config.clone()
+            });
             seeded_bug(&config);
             waylay_fuzz::keep(true)
         }
