@@ -10,7 +10,7 @@ use std::time::Duration;
 use install::{Installer, Leaving, Mode};
 
 use crate::loaders::{Failure, Network, containerd, containerd_follows, crio, multus};
-use crate::world::{LIST, OWN, Primary, World, run, same};
+use crate::world::{Ending, LIST, OWN, Primary, World, run, same};
 
 /// In all, over the configurations.
 const CYCLES: u32 = 1000;
@@ -58,8 +58,9 @@ fn in_a_thousand_cycles_no_loader_ever_misses_the_network() {
             };
             let loaders = loaders.map(look);
             let cycles = CYCLES / u32::try_from(CASES.len()).unwrap();
+            let ending = Ending(&ended);
             let output = run(&mut world.driver(&cycles.to_string(), mode));
-            ended.store(true, Ordering::Relaxed);
+            drop(ending);
             assert!(output.status.success(), "{mode}: {output:?}");
             loaders.map(|loader| loader.join().unwrap())
         });
@@ -130,6 +131,7 @@ fn what_a_vendor_writes_at_the_same_moment_is_not_lost() {
             }
             passes
         });
+        let ending = Ending(&ended);
         let mut lost = Vec::new();
         for number in 0..3000 {
             let mtu = format!("\"mtu\": {number},");
@@ -146,7 +148,7 @@ fn what_a_vendor_writes_at_the_same_moment_is_not_lost() {
                 lost.push(number);
             }
         }
-        ended.store(true, Ordering::Relaxed);
+        drop(ending);
         println!("{} passes", agent.join().unwrap());
         assert!(lost.is_empty(), "{lost:?}");
     });

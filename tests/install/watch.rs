@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use install::{Kind, Watch};
 
 use crate::crash::is_installed;
-use crate::world::{LIST, Primary, World};
+use crate::world::{Ending, LIST, Primary, World};
 
 fn wait(what: &str, done: impl Fn() -> bool) {
     let give_up = Instant::now() + Duration::from_secs(20);
@@ -89,11 +89,11 @@ fn a_removed_plugin_is_back_and_a_new_primary_file_is_followed() {
 #[test]
 fn who_takes_the_entry_out_at_once_each_time_is_held_back_and_told() {
     let world = World::new(Primary::List);
-    let opposing = AtomicBool::new(true);
+    let ended = AtomicBool::new(false);
     thread::scope(|scope| {
         let opponent = scope.spawn(|| {
             let mut removed = 0u32;
-            while opposing.load(Ordering::Relaxed) {
+            while !ended.load(Ordering::Relaxed) {
                 if ours(&world) {
                     world.overwrite("10-calico.conflist", LIST);
                     removed += 1;
@@ -102,12 +102,13 @@ fn who_takes_the_entry_out_at_once_each_time_is_held_back_and_told() {
             }
             removed
         });
+        let ending = Ending(&ended);
         let watch = Watch::start(world.chained(), |_| {}).unwrap();
         wait("held back", || watch.health().fight.is_some_and(|fight| fight.pause >= Duration::from_secs(1)));
         let health = watch.health();
         assert_eq!(health.blockers.first().map(|error| error.kind), Some(Kind::Fight), "{health:?}");
         assert!(!health.is_ready());
-        opposing.store(false, Ordering::Relaxed);
+        drop(ending);
         let removed = opponent.join().unwrap();
         println!("the opponent had to remove it {removed} times; {health:?}");
         assert!(removed < 20, "{removed}");

@@ -199,3 +199,12 @@ pub(crate) fn same(left: &Tree, right: &Tree, what: &str) {
         assert_eq!(text(left, path), text(right, path), "{what}: {}", path.display());
     }
 }
+
+/// Says so when it is dropped, also by a panic: a thread of the same scope would go on for ever.
+pub(crate) struct Ending<'a>(pub(crate) &'a std::sync::atomic::AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
