@@ -13,6 +13,8 @@ PACKAGES=(
     iproute2 nftables procps util-linux   # what the tests and the demo look at, and how they enter namespaces
     containernetworking-plugins           # the reference bridge and host-local plugins, in /usr/lib/cni
     dnsmasq-base                          # a real DNS server, without its service
+    containerd runc                       # a real container runtime, and what speaks to it
+    python3-grpcio python3-protobuf protobuf-compiler
     strace shellcheck
     qemu-system-x86 busybox-static cpio   # another kernel: a virtual machine and what is in it
     qemu-user-static                      # another architecture: its programs on this kernel
