@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Pods of a real containerd while the agent is rolled, killed and broken: each starts, later at worst, and none starts
+//! without redirection.
+//!
+//! Needs root. Everything happens in namespaces of its own.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code: figures are part of the report")]
+
+mod cri;
+mod lab;
+mod load;
+mod redirection;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::time::{Duration, Instant};
+
+use harness::node::{Agent, Node, agent_binary};
+use nix::sys::signal::Signal;
+
+use crate::lab::Lab;
+use crate::load::pods_while;
+
+/// Which agent serves the well-known name.
+fn holder(node: &Node) -> Option<u64> {
+    fs::metadata(agent_api::path::requests(&node.run_dir())).ok().map(|file| file.ino())
+}
+
+/// Wait until `done` says so.
+fn wait_until(node: &Node, what: &str, done: impl Fn() -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < give_up, "{what}\n{}", fs::read_to_string(node.log()).unwrap_or_default());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Start an agent beside the one that serves, and wait until it has taken the role.
+fn start_newer(node: &Node) -> Agent {
+    let before = holder(node);
+    let newer = node.spawn_agent(agent_binary(), &[]);
+    wait_until(node, "the newer agent does not take the role", || holder(node) != before);
+    newer
+}
+
+fn pause(milliseconds: u64) {
+    std::thread::sleep(Duration::from_millis(milliseconds));
+}
+
+#[test]
+fn pods_keep_starting_while_the_agent_is_rolled_twenty_times() {
+    let lab = Lab::new();
+    let node = &lab.node;
+    let mut agent = node.start_agent();
+    let outcome = pods_while(&lab, || {
+        let roll = |n: u64| {
+            // At other moments of a pod's start each time.
+            pause(500 + 37 * n % 300);
+            let begin = Instant::now();
+            let newer = start_newer(node);
+            agent.signal(Signal::SIGTERM);
+            assert!(agent.wait(), "SIGTERM is a success");
+            agent = newer;
+            begin..Instant::now()
+        };
+        (0..20).map(roll).collect()
+    });
+    outcome.assert_all_started(1);
+}
+
+#[test]
+fn pods_keep_starting_while_the_agent_is_killed_twenty_times() {
+    let lab = Lab::new();
+    let node = &lab.node;
+    let mut agent = Some(node.start_agent());
+    let outcome = pods_while(&lab, || {
+        let kill = |n: u64| {
+            pause(300 + 37 * n % 300);
+            let begin = Instant::now();
+            drop(agent.take());
+            pause(400);
+            agent = Some(start_newer(node));
+            begin..Instant::now()
+        };
+        (0..20).map(kill).collect()
+    });
+    outcome.assert_all_started(10);
+}
+
+#[test]
+fn a_release_that_crashes_at_start_holds_up_no_pod() {
+    let lab = Lab::new();
+    let node = &lab.node;
+    let _agent = node.start_agent();
+    let serving = holder(node);
+    let outcome = pods_while(&lab, || {
+        let crash = |_| {
+            let begin = Instant::now();
+            let mut newer = node.spawn_agent(agent_binary(), &[("BIND_ADDRESS", "not an address")]);
+            assert!(!newer.wait(), "it was to fail");
+            pause(300);
+            begin..Instant::now()
+        };
+        (0..10).map(crash).collect()
+    });
+    assert_eq!(holder(node), serving, "the older agent serves on");
+    outcome.assert_all_started(5);
+}
+
+/// A newer agent takes the role and is then stopped by `signal`: the older one takes it back.
+fn broken_after_it_took_the_role(signal: Signal) {
+    let lab = Lab::new();
+    let node = &lab.node;
+    let _agent = node.start_agent();
+    let serving = holder(node);
+    let outcome = pods_while(&lab, || {
+        let roll = |n: u64| {
+            pause(100 + 37 * n % 300);
+            let newer = start_newer(node);
+            // Once before it has served anybody, and later.
+            pause(if n % 2 == 0 { 0 } else { 500 });
+            let begin = Instant::now();
+            newer.signal(signal);
+            wait_until(node, "the older agent does not take the role back", || holder(node) == serving);
+            let disturbed = begin..Instant::now();
+            pause(500);
+            disturbed
+        };
+        (0..8).map(roll).collect()
+    });
+    outcome.assert_all_started(4);
+}
+
+#[test]
+fn a_release_that_crashes_after_it_took_the_role_fails_no_pod() {
+    broken_after_it_took_the_role(Signal::SIGKILL);
+}
+
+#[test]
+fn a_release_that_hangs_after_it_took_the_role_fails_no_pod() {
+    broken_after_it_took_the_role(Signal::SIGSTOP);
+}
