@@ -70,7 +70,7 @@ pub(crate) fn mesh_pod(name: &str, source: Source) -> Pod {
 }
 
 fn start_and_remove(lab: &Lab, n: usize) -> Result<(Instant, Duration), String> {
-    let source = if n % 2 == 0 { Source::Runtime } else { Source::Manifest };
+    let source = if n.is_multiple_of(2) { Source::Runtime } else { Source::Manifest };
     let pod = mesh_pod(&format!("web-{n}"), source);
     let in_pod = |error: String| format!("{} ({source:?}): {error}", pod.name);
     lab.write_manifest(&pod);

@@ -113,15 +113,18 @@ fn broken_after_it_took_the_role(signal: Signal) {
     let node = &lab.node;
     let _agent = node.start_agent();
     let serving = holder(node);
+    // A hanging one goes on hanging: what connected to it gets no reset.
+    let mut kept = Vec::new();
     let outcome = pods_while(&lab, || {
         let roll = |n: u64| {
             pause(100 + 37 * n % 300);
             let newer = start_newer(node);
             // Once before it has served anybody, and later.
-            pause(if n % 2 == 0 { 0 } else { 500 });
+            pause(if n.is_multiple_of(2) { 0 } else { 500 });
             let begin = Instant::now();
             newer.signal(signal);
             wait_until(node, "the older agent does not take the role back", || holder(node) == serving);
+            kept.push(newer);
             let disturbed = begin..Instant::now();
             pause(500);
             disturbed
