@@ -145,8 +145,9 @@ conf_dir=${conf_dir:-${found:-/etc/cni/net.d}}
 # shellcheck disable=SC2059 # a format
 found=$(from_daemonset "$(printf "$volume" cni-bin-dir)")
 bin_dir=${bin_dir:-${found:-/opt/cni/bin}}
-capabilities=NET_ADMIN
-case $(from_daemonset "$container"'securityContext.capabilities.add}') in *DAC_OVERRIDE*) capabilities="NET_ADMIN, DAC_OVERRIDE" ;; esac
+# Root needs none for what belongs to root.
+capabilities=''
+case $(from_daemonset "$container"'securityContext.capabilities.add}') in *DAC_OVERRIDE*) capabilities=DAC_OVERRIDE ;; esac
 
 # The agents end first: one that runs would put its entry back.
 change delete daemonset istio-cni-node -n "$namespace" --ignore-not-found --wait=true --timeout="${timeout}s" ||

@@ -228,7 +228,7 @@ fn uninstall_ends_the_agents_then_cleans_each_node_then_removes_the_objects() {
             assert_eq!(container["command"], json!(["install-cni", "uninstall"]));
             assert_eq!(container["image"], "r.test/w:2");
             assert_eq!(container["securityContext"]["privileged"], false);
-            let capabilities = json!({"drop": ["ALL"], "add": ["NET_ADMIN", "DAC_OVERRIDE"]});
+            let capabilities = json!({"drop": ["ALL"], "add": ["DAC_OVERRIDE"]});
             assert_eq!(container["securityContext"]["capabilities"], capabilities);
             let volumes = pod["spec"]["volumes"].as_array().unwrap();
             let paths: Vec<_> = volumes.iter().map(|v| v["hostPath"]["path"].as_str().unwrap()).collect();
