@@ -30,6 +30,8 @@ pub(crate) struct Lab {
     pub(crate) netns: Netns,
     /// Run directory, manifests and agents.
     pub(crate) node: Node,
+    /// How often the runtime's own loopback plugin refused a sandbox, see [`Lab::run`].
+    pub(crate) refused_by_loopback: AtomicU32,
     dir: PathBuf,
     cgroup: String,
 }
@@ -67,7 +69,16 @@ impl Lab {
         let containerd = start(&netns, &dir);
         let cri = Cri::connect(&dir.join("containerd.sock"), &dir);
         let name = format!("/{}", cgroup.0);
-        let lab = Self { cri, _containerd: containerd, _cgroup: cgroup, netns, node, dir, cgroup: name };
+        let lab = Self {
+            cri,
+            _containerd: containerd,
+            _cgroup: cgroup,
+            netns,
+            node,
+            refused_by_loopback: AtomicU32::new(0),
+            dir,
+            cgroup: name,
+        };
         let status = lab.cri.call("Status", &json!({})).unwrap();
         let conditions = status["status"]["conditions"].as_array().unwrap();
         assert!(conditions.len() == 2 && conditions.iter().all(|c| c["status"] == true), "{status}");
@@ -75,13 +86,29 @@ impl Lab {
     }
 
     /// Start `pod` as a kubelet does, and say which sandbox it got.
+    ///
+    /// containerd runs its loopback network at the same time as the pods' one, and that plugin refuses an `lo` that has
+    /// `::6` already. Only this failure is tried again, as a kubelet does with every one.
     pub(crate) fn run(&self, pod: &Pod) -> Result<String, String> {
+        let mut result = self.attempt(pod, 0);
+        for attempt in 1..5 {
+            if !result.as_ref().is_err_and(|error| error.contains("plugin type=\"loopback\"")) {
+                break;
+            }
+            self.refused_by_loopback.fetch_add(1, Ordering::Relaxed);
+            result = self.attempt(pod, attempt);
+        }
+        result
+    }
+
+    fn attempt(&self, pod: &Pod, attempt: u32) -> Result<String, String> {
         let (annotations, handler) = match pod.source {
             Source::Runtime => (pod.annotations.clone(), ""),
             Source::Manifest => (json!({}), "manifest"),
         };
+        let uid = format!("uid-{}", pod.name);
         let request = json!({"runtime_handler": handler, "config": {
-            "metadata": {"name": pod.name, "namespace": "mesh", "uid": format!("uid-{}", pod.name)},
+            "metadata": {"name": pod.name, "namespace": "mesh", "uid": uid, "attempt": attempt},
             "hostname": pod.name, "log_directory": "/run/pod-logs", "annotations": annotations,
             "linux": {"cgroup_parent": self.cgroup},
         }});

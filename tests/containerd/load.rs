@@ -20,6 +20,8 @@ pub(crate) struct Outcome {
     /// When each pod was asked for, and how long the runtime took.
     started: Vec<(Instant, Duration)>,
     failed: Vec<String>,
+    /// Attempts of which that came, see [`Lab::run`].
+    refused_by_loopback: u32,
     /// Times in which something was wrong.
     pub(crate) disturbed: Vec<Range<Instant>>,
 }
@@ -45,6 +47,7 @@ pub(crate) fn pods_while(lab: &Lab, disturb: impl FnOnce() -> Vec<Range<Instant>
         (pods.join().unwrap(), disturbed)
     });
     let mut outcome = Outcome { disturbed: results.1, ..Outcome::default() };
+    outcome.refused_by_loopback = lab.refused_by_loopback.load(Ordering::Relaxed);
     for result in results.0 {
         match result {
             Ok(started) => outcome.started.push(started),
@@ -114,13 +117,15 @@ impl fmt::Display for Outcome {
         waits.sort_unstable();
         write!(
             f,
-            "{} pods started redirected, {} of them during {} disturbances, median {:?}, longest {:?}; {} failed",
+            "{} pods started redirected, {} of them during {} disturbances, median {:?}, longest {:?}; \
+             {} failed, {} times loopback refused",
             waits.len(),
             self.met(),
             self.disturbed.len(),
             waits.get(waits.len() / 2).copied().unwrap_or_default(),
             waits.last().copied().unwrap_or_default(),
             self.failed.len(),
+            self.refused_by_loopback,
         )?;
         self.failed.iter().try_for_each(|failure| write!(f, "\n{failure}"))
     }
