@@ -108,11 +108,11 @@ fn a_newer_agent_takes_over_and_the_older_finishes_what_it_has_accepted() {
     let (before, early) = (inode(&dir), dial(&dir.requests()));
     let newer = Agent::start(&dir);
     assert_ne!(inode(&dir), before);
-    older.wait_log("standing by");
-    notice_names_belong_together(&dir, &newer, 1);
-    // Connected to the older one before: answered by it.
+    // Connected to the older one before: answered by it, if it asks within the 5 s that a connection may be silent.
     agent_api::frame::send(&early, &request(Operation::Ping, "a").encode(), &[]).unwrap();
     agent_api::frame::receive(&early).unwrap();
+    older.wait_log("standing by");
+    notice_names_belong_together(&dir, &newer, 1);
     let (status, log) = older.end();
     assert_eq!(status, Some(0), "{log}");
     let now = inode(&dir);
