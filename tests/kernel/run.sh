@@ -129,8 +129,10 @@ if [[ $what == all ]]; then
     boot all-without-ipv6 400 ipv6.disable=1 <<'JOB'
 /packets --nocapture every_ipv4_row
 JOB
-    boot all 3600 "" <<'JOB'
+    boot all-packets 5400 "" <<'JOB'
 /packets --nocapture --test-threads 1 compiled_rules generated_packets without_any_single
+JOB
+    boot all-agent 900 "" <<'JOB'
 /plugin_agent --test-threads 1
 JOB
 fi
