@@ -7,6 +7,7 @@ mod common;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use common::tables::{chain, rule, set, table};
 use common::{in_netns, listing, netfilter_socket, nft, nftables, route_socket, run};
@@ -124,6 +125,12 @@ fn a_change_in_the_middle_of_a_long_list_of_elements_is_noticed() {
         let marks = set("marks", Elements::Mark((0..20_000).collect()));
         let wanted = [table(Family::Inet, vec![marks], vec![])];
         nftables().apply(&wanted).unwrap();
+        // The kernel resizes its hash table after the transaction, and a dump meanwhile has elements twice or not at all.
+        let settled = Instant::now() + Duration::from_secs(10);
+        while nftables().observe().unwrap() != wanted {
+            assert!(Instant::now() < settled, "the set does not settle");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let receive = "kernel:nf-read:receive:before";
         let seen = reached(|| assert_eq!(nftables().observe().unwrap(), wanted));
         let receives = u32::try_from(seen.iter().filter(|point| **point == receive).count()).unwrap();
