@@ -283,6 +283,11 @@ fn ten_thousand_prefixes_of_each_family_fit() {
         let rules = vec![rule(matches, vec![Statement::Accept])];
         let wanted = [table(Family::Inet, sets, vec![chain("out", NAT_OUT, rules)])];
         assert_eq!(nftables().apply(&wanted).unwrap(), Applied::Created);
+        // The kernel resizes its hash table after the transaction, and a dump meanwhile has elements twice or not at all.
+        let settled = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while nftables().observe().unwrap() != wanted && std::time::Instant::now() < settled {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
         assert_eq!(nftables().observe().unwrap(), wanted);
         assert_eq!(nftables().apply(&wanted).unwrap(), Applied::Unchanged);
         assert_eq!(listing().len(), 6);
