@@ -43,12 +43,17 @@ impl Host {
             ("CNI_BIN_SOURCE", plugin_binary().display().to_string()),
             ("MOUNTED_CNI_BIN_DIR", path("bin")),
             ("MOUNTED_CNI_NET_DIR", path("net.d")),
-            ("EXCLUDE_NAMESPACES", "kube-system".to_owned()),
         ]
     }
 
     fn agent(&self) -> Agent {
-        let settings = self.settings();
+        self.agent_excluding("kube-system")
+    }
+
+    /// An agent whose entry is another one by these namespaces.
+    fn agent_excluding(&self, namespaces: &str) -> Agent {
+        let mut settings = self.settings();
+        settings.push(("EXCLUDE_NAMESPACES", namespaces.to_owned()));
         let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let agent = self.node.spawn_agent(agent_binary(), &settings);
         self.node.wait_for_agent();
@@ -138,9 +143,18 @@ fn only_the_holder_of_the_socket_writes() {
     fs::write(host.list(), LIST).unwrap();
     let older = host.agent();
     until("installed", || host.installed());
-    let newer = host.agent();
+    let newer = host.agent_excluding("of-the-newer");
     until("taken over", || newer.http(15014, "/metrics").contains("waylay_socket_holder 1"));
     until("stands by", || older.http(15014, "/metrics").contains("waylay_socket_holder 0"));
+    let newers = || fs::read_to_string(host.list()).is_ok_and(|text| text.contains("of-the-newer"));
+    until("the newer agent's entry", newers);
+    for _ in 0..3 {
+        // Both see it, one writes.
+        write(&host.list(), LIST);
+        until("restored by the newer agent", newers);
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(newers(), "the older agent wrote");
+    }
     newer.signal(Signal::SIGSTOP);
     // The older one finds out within a second and takes the role back; until then nobody restores.
     write(&host.list(), LIST);

@@ -85,7 +85,7 @@ fn refuse(errors: &[SettingError]) -> ExitCode {
 fn uninstall(settings: &InstallSettings) -> Result<()> {
     let changed = install::uninstall(settings).map_err(|lines| anyhow!("{lines}"))?;
     for path in &changed {
-        println!("removed ours: {}", path.display());
+        println!("clean: {}", path.display());
     }
     if changed.is_empty() {
         println!("nothing of ours is there");
