@@ -15,6 +15,7 @@ ARM64 := aarch64-unknown-linux-musl
 # Rust's own linker and the musl that comes with the target: no C compiler for another architecture is needed.
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER := rust-lld
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER := qemu-aarch64-static
+export CC_aarch64_unknown_linux_musl := aarch64-linux-gnu-gcc
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 FUZZ := tests/fuzz/Cargo.toml
 SCRIPTS = .ci/run tests/kernel/init $(wildcard daemonset/*.sh install-scripts/*.sh) $(shell find tests -name '*.sh' -not -path '*/target/*')

@@ -2,6 +2,7 @@
 //! Starts everything in its order, and ends it in its order.
 
 use std::fs::DirBuilder;
+use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use ::install::{Installer, Watch};
 use agent_api::PROTOCOL;
 use agent_api::netns::Netns;
 use anyhow::{Context as _, Result, anyhow};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{sleep, timeout};
@@ -25,9 +27,9 @@ use crate::observability::metrics::Metrics;
 use crate::observability::readiness::{Blocker, Readiness};
 use crate::observability::view::View;
 use crate::plugin_server::{self, Handler, Lost, Names, Sockets};
-use crate::pods::Directory;
+use crate::pods::{self, Cluster, Directory, PodSource};
 use crate::pool::{Closer, Pool, QUEUE, THREADS};
-use crate::settings::{Effective, InstallSettings, Settings};
+use crate::settings::{Effective, InstallSettings, PodPlace, Settings};
 
 /// How long accepted requests may take to end after the signal.
 const ENDING: Duration = Duration::from_secs(5);
@@ -111,10 +113,10 @@ async fn live(settings: Settings, installer: Option<Installer>, view: Arc<View>)
     }
     let ending = Arc::new(AtomicBool::new(false));
     let (started, starts) = oneshot::channel();
-    let (seen, ends) = (Arc::clone(&view), Arc::clone(&ending));
+    let (seen, ends, runtime) = (Arc::clone(&view), Arc::clone(&ending), Handle::current());
     thread::Builder::new()
         .name("start".to_owned())
-        .spawn(move || started.send(start(&settings, installer, &seen, &ends)))
+        .spawn(move || started.send(start(&settings, installer, &seen, &ends, &runtime)))
         .context("start a thread")?;
     let Started { sockets, names, handler, lost } = starts.await.context("start")??;
     let ended = serve_until_end(signals, sockets, handler, &ending, lost).await;
@@ -134,6 +136,7 @@ fn start(
     installer: Option<Installer>,
     view: &View,
     ending: &Arc<AtomicBool>,
+    runtime: &Handle,
 ) -> Result<Started> {
     let run_dir = &settings.run_dir;
     let metrics = &view.metrics;
@@ -141,12 +144,10 @@ fn start(
     let (sockets, names) = plugin_server::bind_beside(run_dir)
         .with_context(|| format!("bind the sockets in {}", run_dir.display()))?;
     let (synced, pods_synced) = mpsc::sync_channel(1);
-    let pods = Directory::watch(settings.pod_manifest_dir.clone(), metrics.bad_manifests.clone(), {
-        let readiness = Arc::clone(&view.readiness);
-        move || {
-            readiness.clear(Blocker::Pods);
-            let _ = synced.send(());
-        }
+    let readiness = Arc::clone(&view.readiness);
+    let pods = pod_source(&settings.pods, runtime, metrics, move || {
+        readiness.clear(Blocker::Pods);
+        let _ = synced.send(());
     })
     .context("start the pod source")?;
     let handler = Arc::new(Handler {
@@ -154,7 +155,7 @@ fn start(
         own_netns: Netns::own()
             .and_then(|n| n.id().map_err(agent_api::netns::NetnsError::Io))
             .context("identify the own netns")?,
-        pods: Arc::new(pods),
+        pods,
         pool: Pool::start(THREADS, QUEUE, metrics.queue.clone()).context("start the pool")?,
         closer: Closer::start().context("start the closer")?,
         metrics: Arc::clone(metrics),
@@ -174,6 +175,25 @@ fn start(
     Ok(Started { sockets, names, handler, lost })
 }
 
+fn pod_source(
+    place: &PodPlace,
+    runtime: &Handle,
+    metrics: &Arc<Metrics>,
+    synced: impl FnOnce() + Send + 'static,
+) -> io::Result<Arc<dyn PodSource>> {
+    Ok(match place {
+        PodPlace::Directory(path) => {
+            Arc::new(Directory::watch(path.clone(), metrics.bad_manifests.clone(), synced)?)
+        }
+        PodPlace::Node(node) => {
+            // The client's connections belong to the event loop.
+            let _entered = runtime.enter();
+            let client = pods::client(metrics)?;
+            Arc::new(Cluster::watch(client, node.clone(), runtime, Arc::clone(metrics), synced))
+        }
+    })
+}
+
 /// Take the public names as soon as an ADD could be answered. What comes out is why that became impossible.
 fn start_role(
     names: &Arc<Names>,
@@ -182,7 +202,7 @@ fn start_role(
     readiness: &Arc<Readiness>,
     pods_synced: mpsc::Receiver<()>,
     watch: Option<Watch>,
-) -> std::io::Result<oneshot::Receiver<Lost>> {
+) -> io::Result<oneshot::Receiver<Lost>> {
     let (names, ending, readiness) = (Arc::clone(names), Arc::clone(ending), Arc::clone(readiness));
     let gauge = metrics.role.clone();
     let (lose, lost) = oneshot::channel();

@@ -15,6 +15,7 @@ mod families;
 mod pod;
 mod resolve;
 
+pub use annotations::ALL as ANNOTATIONS;
 pub use compile::{TABLE, compile, nothing};
 pub use config::{
     Config, Dns, InboundPorts, Ipv6, Mode, OutboundCidrs, OwnerGroups, Prefixes, Proxy, TPROXY_MARK,

@@ -52,6 +52,22 @@ pub struct Spec {
     /// Containers.
     #[serde(deserialize_with = "or_null")]
     pub containers: Vec<Container>,
+    /// The class of runtime that it runs under, if not the node's own.
+    pub runtime_class_name: Option<String>,
+}
+
+impl Spec {
+    /// The same without what is read of the proxy's container only: of other containers the name is enough.
+    #[must_use]
+    pub fn without_unread(mut self) -> Self {
+        for container in self.init_containers.iter_mut().chain(&mut self.containers) {
+            if container.name != PROXY_CONTAINER {
+                let name = std::mem::take(&mut container.name);
+                *container = Container { name, ..Container::default() };
+            }
+        }
+        self
+    }
 }
 
 /// A container.

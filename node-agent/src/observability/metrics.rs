@@ -3,6 +3,7 @@
 //!
 //! Every label value comes from a closed set: what a peer sends never becomes one.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -34,6 +35,11 @@ struct NoticeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerbLabel {
+    verb: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BlockerLabel {
     blocker: &'static str,
 }
@@ -48,6 +54,7 @@ pub(crate) struct Metrics {
     notices: Family<NoticeLabels, Counter>,
     ipv6: Family<ReasonLabel, Counter>,
     blocked: Family<BlockerLabel, Gauge>,
+    api_requests: Family<VerbLabel, Counter>,
     /// Connections to the request socket that are open now.
     pub(crate) connections: Gauge,
     /// Jobs that wait for a thread of the pool.
@@ -56,6 +63,12 @@ pub(crate) struct Metrics {
     pub(crate) role: Gauge,
     /// Manifest files that cannot be used.
     pub(crate) bad_manifests: Gauge,
+    /// Pods of this node that the API server told of.
+    pub(crate) pods: Gauge,
+    /// When the watch of pods last said something, in seconds since 1970.
+    pub(crate) watch_event: Gauge<f64, AtomicU64>,
+    /// Failures of the watch of pods; each is tried again.
+    pub(crate) watch_errors: Counter,
     /// How often the plugin or its configuration had to be put back.
     pub(crate) install_restored: Counter,
     /// 1 while somebody takes our entry out again and again.
@@ -73,7 +86,7 @@ impl Metrics {
         let notices = Family::<NoticeLabels, Counter>::default();
         let ipv6 = Family::<ReasonLabel, Counter>::default();
         let blocked = Family::<BlockerLabel, Gauge>::default();
-        let [connections, queue, role, bad_manifests, install_fight] =
+        let [connections, queue, role, bad_manifests, install_fight, pods] =
             std::array::from_fn(|_| Gauge::default());
         registry.register("adds", "ADDs answered by the agent", adds.clone());
         registry.register("checks", "CHECKs answered by the agent", checks.clone());
@@ -105,6 +118,17 @@ impl Metrics {
             install_fight.clone(),
         );
         registry.register("bad_manifests", "Pod manifest files that cannot be used", bad_manifests.clone());
+        let api_requests = Family::<VerbLabel, Counter>::default();
+        let watch_event = Gauge::<f64, AtomicU64>::default();
+        let watch_errors = Counter::default();
+        registry.register("api_requests", "Requests to the API server", api_requests.clone());
+        registry.register("pods", "Pods of this node that the API server told of", pods.clone());
+        registry.register(
+            "pod_watch_last_event_timestamp_seconds",
+            "When the watch of pods last said something",
+            watch_event.clone(),
+        );
+        registry.register("pod_watch_errors", "Failures of the watch of pods", watch_errors.clone());
         Self {
             registry,
             adds,
@@ -114,10 +138,14 @@ impl Metrics {
             notices,
             ipv6,
             blocked,
+            api_requests,
             connections,
             queue,
             role,
             bad_manifests,
+            pods,
+            watch_event,
+            watch_errors,
             install_restored,
             install_fight,
         }
@@ -149,6 +177,11 @@ impl Metrics {
         self.ipv6.get_or_create(&ReasonLabel { reason }).inc();
     }
 
+    /// A request goes to the API server.
+    pub(crate) fn api_request(&self, verb: &'static str) {
+        self.api_requests.get_or_create(&VerbLabel { verb }).inc();
+    }
+
     /// A check of readiness holds or does not.
     pub(crate) fn blocked(&self, blocker: &'static str, blocked: bool) {
         self.blocked.get_or_create(&BlockerLabel { blocker }).set(i64::from(blocked));
@@ -175,6 +208,7 @@ mod tests {
         metrics.notice("pass", "no_sidecar");
         metrics.ipv6("ipv6_bypass");
         metrics.blocked("ambient_not_supported", true);
+        metrics.api_request("watch");
         let text = metrics.render();
         let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         assert_eq!(
@@ -193,6 +227,10 @@ mod tests {
                 "waylay_install_restored counter",
                 "waylay_install_fight gauge",
                 "waylay_bad_manifests gauge",
+                "waylay_api_requests counter",
+                "waylay_pods gauge",
+                "waylay_pod_watch_last_event_timestamp_seconds gauge",
+                "waylay_pod_watch_errors counter",
             ]
         );
         for line in [

@@ -19,7 +19,7 @@ use super::reply::{Connection, Reply};
 use super::self_test;
 use super::session::Refusal;
 use crate::observability::metrics::Metrics;
-use crate::pods::{Key, PodSource};
+use crate::pods::{Key, Known, PodSource};
 use crate::pool::{Closer, Job, Pool};
 
 /// How long an ADD waits for its pod to become known.
@@ -137,11 +137,15 @@ impl Handler {
     async fn decide_add(&self, request: &Request) -> Result<Decided, Failure> {
         let Sandbox { namespace, name, uid, .. } = &request.sandbox;
         let key = Key { namespace, name, uid: uid.as_deref() };
-        let mut pod = self
+        let known = self
             .pods
             .find(key, Instant::now() + POD_WAIT)
             .await
             .map_err(|absent| Failure::Pod { pod: format!("{namespace}/{name}"), absent })?;
+        let mut pod = match known {
+            Known::Pod(pod) => pod,
+            Known::Static => return Ok(Decided::Pass("static_pod")),
+        };
         if let Some(annotations) = request.annotations.clone() {
             pod = Arc::new(Arc::unwrap_or_clone(pod).with_annotations(annotations));
         }

@@ -23,7 +23,7 @@ use super::records::Records;
 use super::reply::{Connection, Reply};
 use super::session;
 use crate::observability::metrics::Metrics;
-use crate::pods::{Absent, Found, Key, PodSource};
+use crate::pods::{Absent, Found, Key, Known, PodSource};
 use crate::pool::{Closer, Job, Pool};
 
 /// Knows one mesh pod, `n/a`.
@@ -37,7 +37,7 @@ impl PodSource for OnePod {
                     "metadata": {"name": "a", "namespace": "n", "annotations": {"sidecar.istio.io/status": ""}},
                     "spec": {"containers": [{"name": "istio-proxy"}]},
                 });
-                return Ok(Arc::new(serde_json::from_value::<Pod>(pod).unwrap()));
+                return Ok(Known::Pod(Arc::new(serde_json::from_value::<Pod>(pod).unwrap())));
             }
             tokio::time::sleep_until(deadline).await;
             Err(Absent::Unknown { place: "nowhere".to_owned() })

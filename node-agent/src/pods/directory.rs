@@ -33,7 +33,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::index::Index;
 use super::manifest::{Form, ManifestError, parse};
-use super::{Absent, Found, Key, PodSource};
+use super::{Absent, Found, Key, Known, PodSource};
 
 /// Largest file in bytes; the API server itself takes no object over 1.5 MiB.
 const MAX_LEN: u64 = 4 << 20;
@@ -140,7 +140,7 @@ impl PodSource for Directory {
             loop {
                 changes.mark_unchanged();
                 let other = match self.look(key) {
-                    Ok(pod) => return Ok(pod),
+                    Ok(pod) => return Ok(Known::Pod(pod)),
                     Err(other) => other,
                 };
                 if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {

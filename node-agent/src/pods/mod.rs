@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Where pods are known from. Owns the question "which pod is this sandbox?"; must never know rules or sockets.
 
+mod cluster;
 mod directory;
 mod index;
 mod manifest;
+mod object;
+mod store;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,6 +14,7 @@ use std::sync::Arc;
 use redirect::Pod;
 use tokio::time::Instant;
 
+pub(crate) use cluster::{Cluster, client};
 pub(crate) use directory::Directory;
 
 /// A pod as the runtime names it.
@@ -22,6 +26,15 @@ pub(crate) struct Key<'a> {
     pub(crate) name: &'a str,
     /// UID; old runtimes send none.
     pub(crate) uid: Option<&'a str>,
+}
+
+/// What a sandbox is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// This pod.
+    Pod(Arc<Pod>),
+    /// A manifest on the node's own disk, which the API server only mirrors: nothing was injected into it.
+    Static,
 }
 
 /// Why there is no such pod.
@@ -41,13 +54,30 @@ pub(crate) enum Absent {
         /// The uid found there.
         uid: String,
     },
+    /// The runtime sent no UID, and the pod of that name is being deleted: its successor is not there yet.
+    #[error(
+        "the pod of that name in {place} is being deleted, and the runtime sent no uid to tell it from the next"
+    )]
+    Terminating {
+        /// Where to look.
+        place: String,
+    },
+    /// It is not among the pods that are known, and asking for it failed.
+    #[error("not among the pods known to the agent, and {place} could not be asked: {error}")]
+    Unreachable {
+        /// Who was asked.
+        place: String,
+        /// Why there was no answer.
+        error: String,
+    },
 }
 
 /// The answer, some time before the deadline.
-pub(crate) type Found<'a> = Pin<Box<dyn Future<Output = Result<Arc<Pod>, Absent>> + Send + 'a>>;
+pub(crate) type Found<'a> = Pin<Box<dyn Future<Output = Result<Known, Absent>> + Send + 'a>>;
 
 /// A place that knows pods.
 pub(crate) trait PodSource: Send + Sync {
     /// The pod of that name, waiting for it until `deadline`: the runtime may start a pod before the source hears of it.
+    /// A source that can ask somebody does so then, which takes a while longer.
     fn find<'a>(&'a self, key: Key<'a>, deadline: Instant) -> Found<'a>;
 }

@@ -12,7 +12,8 @@ const DEBUG: &str = "there is no such debug server; see `install-cni status`";
 const INSTALLED: &str = "the plugin is kept up to date always";
 const RUNTIME: &str = "of the Go runtime";
 const IPTABLES: &str = "rules are written to nf_tables by netlink always";
-const API: &str = "no access to the API server yet";
+const API: &str = "the API server is spoken to over TLS always";
+const SELF: &str = "nothing depends on it";
 const OBSOLETE: &str = "of a form of configuration that was given up";
 
 const fn ignored(
@@ -39,7 +40,6 @@ ignored! {
     "repair-label-pods", ["REPAIR_LABEL_PODS"], Bool, REPAIR;
     "repair-broken-pod-label-key", ["REPAIR_BROKEN_POD_LABEL_KEY"], Text, REPAIR;
     "repair-broken-pod-label-value", ["REPAIR_BROKEN_POD_LABEL_VALUE"], Text, REPAIR;
-    "repair-node-name", ["REPAIR_NODE_NAME"], Text, REPAIR;
     "repair-run-as-daemon", ["REPAIR_RUN_AS_DAEMON"], Bool, REPAIR;
     "repair-sidecar-annotation", ["REPAIR_SIDECAR_ANNOTATION"], Text, REPAIR;
     "repair-init-container-name", ["REPAIR_INIT_CONTAINER_NAME"], Text, REPAIR;
@@ -66,12 +66,8 @@ ignored! {
     "", ["HOST_PROBE_SNAT_IPV6"], Text, AMBIENT;
     "", ["SYSTEM_NAMESPACE"], Text, AMBIENT;
     "", ["REVISION"], Text, AMBIENT;
-    "", ["NODE_NAME"], Text, API;
-    "", ["POD_NAME"], Text, API;
-    "", ["CURRENT_AGENT_VERSION"], Text, API;
-    "", ["KUBERNETES_NODE_NAME"], Text, API;
-    "", ["KUBERNETES_SERVICE_HOST"], Text, API;
-    "", ["KUBERNETES_SERVICE_PORT"], Text, API;
+    "", ["POD_NAME"], Text, SELF;
+    "", ["CURRENT_AGENT_VERSION"], Text, SELF;
     "", ["KUBERNETES_SERVICE_PROTOCOL"], Text, API;
     "kube-ca-file", ["KUBE_CA_FILE"], Text, KUBECONFIG;
     "skip-tls-verify", ["SKIP_TLS_VERIFY"], Bool, KUBECONFIG;

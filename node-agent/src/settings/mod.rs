@@ -29,8 +29,8 @@ pub(crate) use values::{SettingError, Values};
 pub(crate) struct Settings {
     /// Directory of the sockets.
     pub(crate) run_dir: PathBuf,
-    /// Directory of Pod manifests.
-    pub(crate) pod_manifest_dir: PathBuf,
+    /// Where pods are known from.
+    pub(crate) pods: PodPlace,
     /// Port of `/metrics`, if wanted.
     pub(crate) monitoring_port: Option<u16>,
     /// Port of `/readyz` and `/healthz`, if wanted.
@@ -50,19 +50,37 @@ pub(crate) struct Settings {
     pub(crate) install: InstallSettings,
 }
 
+/// Where pods are known from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum PodPlace {
+    /// A directory of manifests.
+    Directory(PathBuf),
+    /// The Kubernetes API: the pods of this node.
+    Node(String),
+}
+
 impl Settings {
     /// Make settings of what was given.
     ///
     /// # Errors
     /// Everything that is wrong with it.
     pub(crate) fn resolve(values: &mut Values) -> Result<Self, Vec<SettingError>> {
-        let pod_manifest_dir = PathBuf::from(values.text(&table::POD_MANIFEST_DIR));
-        if pod_manifest_dir.as_os_str().is_empty() {
+        let [directory, mut node, repaired] =
+            [&table::POD_MANIFEST_DIR, &table::NODE_NAME, &table::REPAIR_NODE_NAME].map(|s| values.text(s));
+        if node.is_empty() {
+            node = repaired;
+        }
+        if directory.is_empty() && node.is_empty() {
             values.fail(SettingError::NoPodSource);
         }
+        let pods = match directory.is_empty() {
+            true => PodPlace::Node(node),
+            false => PodPlace::Directory(PathBuf::from(directory)),
+        };
         let settings = Self {
             run_dir: values.path(&table::RUN_DIR),
-            pod_manifest_dir,
+            pods,
             monitoring_port: values.port(&table::MONITORING_PORT),
             health_port: values.port(&table::HEALTH_PORT),
             bind_address: values.value(&table::BIND_ADDRESS, "an IP address", |text| {

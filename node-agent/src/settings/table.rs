@@ -75,7 +75,11 @@ settings! {
     RUN_DIR: "cni-agent-run-dir", ["CNI_AGENT_RUN_DIR"], Text, "/var/run/istio-cni",
         "directory of the sockets; its path is the same on the node";
     POD_MANIFEST_DIR: "pod-manifest-dir", ["POD_MANIFEST_DIR"], Text, "",
-        "directory of Pod manifests (YAML or JSON), watched; required: there is no other pod source yet";
+        "directory of Pod manifests (YAML or JSON), watched, in place of the Kubernetes API";
+    NODE_NAME: "node-name", ["NODE_NAME", "KUBERNETES_NODE_NAME"], Text, "",
+        "name of the node whose pods are watched in the Kubernetes API; required unless there is a directory of manifests";
+    REPAIR_NODE_NAME: "repair-node-name", ["REPAIR_NODE_NAME"], Text, "",
+        "the same, where nothing else names the node";
     MONITORING_PORT: "monitoring-port", ["MONITORING_PORT"], Number, "15014",
         "port of `/metrics`; 0 or less for none";
     HEALTH_PORT: "health-port", ["HEALTH_PORT"], Number, "8000",

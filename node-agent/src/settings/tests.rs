@@ -102,7 +102,7 @@ fn what_the_chart_gives_is_accepted_and_none_of_it_but_the_unknown_goes_unmentio
 fn a_flag_beats_the_variable_and_the_variable_beats_the_default() {
     let env = [("MONITORING_PORT", "1"), ("CNI_AGENT_RUN_DIR", "/run/env"), ("IPV6_POLICY", "capture")];
     let settings = resolve(&["--monitoring-port=2", "--ipv6-policy", "drop"], &env).unwrap();
-    assert_eq!(settings.pod_manifest_dir, PathBuf::from("/pods"));
+    assert_eq!(settings.pods, PodPlace::Directory(PathBuf::from("/pods")));
     assert_eq!(settings.run_dir, PathBuf::from("/run/env"));
     assert_eq!(settings.install.entry.cni_agent_run_dir, PathBuf::from("/run/env"));
     assert_eq!(settings.monitoring_port, Some(2));
@@ -161,7 +161,7 @@ fn all_that_is_wrong_is_said_at_once_by_the_name_that_was_used() {
     assert_eq!(
         resolve(&flags, &env).unwrap_err(),
         [
-            "no pod source: set --pod-manifest-dir or POD_MANIFEST_DIR to a directory of Pod manifests",
+            "no pod source: set --node-name or NODE_NAME to the name of the node (spec.nodeName), or --pod-manifest-dir or POD_MANIFEST_DIR to a directory of Pod manifests",
             "--cni-agent-run-dir \"run\": use an absolute path",
             "--monitoring-port \"\": use a port, at most 65535, or 0 for none",
             "--health-port \"65536\": use a port, at most 65535, or 0 for none",

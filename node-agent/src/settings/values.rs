@@ -14,8 +14,11 @@ const SHOWN: usize = 80;
 /// A setting that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SettingError {
-    /// A required one is missing.
-    #[error("no pod source: set --pod-manifest-dir or POD_MANIFEST_DIR to a directory of Pod manifests")]
+    /// Neither of the two places that pods are known from.
+    #[error(
+        "no pod source: set --node-name or NODE_NAME to the name of the node (spec.nodeName), or \
+         --pod-manifest-dir or POD_MANIFEST_DIR to a directory of Pod manifests"
+    )]
     NoPodSource,
     /// A value that is not accepted.
     #[error("{given} {value:?}: use {accepted}")]
