@@ -21,6 +21,8 @@ use crate::sandbox::Descriptors;
 const AGENT_POD_PREFIX: &str = "istio-cni-node-";
 /// Present on every pod with an injected sidecar, whatever its value.
 const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+/// Where the kubelet has a pod from: `api`, `file` or `http`.
+const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
 /// How long a CHECK waits for the agent. It has nothing to say when the agent cannot be asked.
 const CHECK_LIMIT: Duration = Duration::from_secs(2);
 
@@ -135,7 +137,12 @@ fn pass(args: &Args, options: &Options) -> Option<PassReason> {
         return Some(PassReason::ExcludedNamespace);
     }
     let annotations = options.annotations.as_ref()?;
-    (!options.ambient_enabled && !annotations.contains_key(SIDECAR_STATUS)).then_some(PassReason::NoSidecar)
+    if !options.ambient_enabled && !annotations.contains_key(SIDECAR_STATUS) {
+        return Some(PassReason::NoSidecar);
+    }
+    // The kubelet writes it, over whatever the pod says: `api` for a pod of the API server.
+    let source = annotations.get(CONFIG_SOURCE);
+    source.is_some_and(|source| source != "api").then_some(PassReason::StaticPod)
 }
 
 fn run_dir(configured: &str) -> PathBuf {

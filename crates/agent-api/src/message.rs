@@ -163,12 +163,14 @@ pub enum PassReason {
     AgentPod,
     /// The runtime handed over the annotations, and the sidecar status is not among them.
     NoSidecar,
+    /// The runtime handed over the annotations, and by them the pod is a manifest on the node's own disk.
+    StaticPod,
 }
 
 impl PassReason {
     /// All of them.
-    pub const ALL: [Self; 4] =
-        [Self::NotKubernetes, Self::ExcludedNamespace, Self::AgentPod, Self::NoSidecar];
+    pub const ALL: [Self; 5] =
+        [Self::NotKubernetes, Self::ExcludedNamespace, Self::AgentPod, Self::NoSidecar, Self::StaticPod];
 
     /// The reason code.
     #[must_use]
@@ -178,6 +180,7 @@ impl PassReason {
             Self::ExcludedNamespace => "excluded_namespace",
             Self::AgentPod => "agent_pod",
             Self::NoSidecar => "no_sidecar",
+            Self::StaticPod => "static_pod",
         }
     }
 }
