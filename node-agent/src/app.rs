@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -14,20 +14,26 @@ use ::install::{Installer, Watch};
 use agent_api::PROTOCOL;
 use agent_api::netns::Netns;
 use anyhow::{Context as _, Result, anyhow};
+use kube::Client;
+use redirect::Metadata;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinError;
 use tokio::time::{sleep, timeout};
 
 use crate::capabilities;
 use crate::install;
+use crate::leave::{self, Stop};
+use crate::lookout::{Lookout, Since};
 use crate::observability::admin::{Endpoint, Place, serve, serve_socket};
 use crate::observability::admin_socket::AdminSocket;
+use crate::observability::events::{Events, Said};
 use crate::observability::metrics::Metrics;
 use crate::observability::readiness::{Blocker, Readiness};
 use crate::observability::view::View;
-use crate::plugin_server::{self, Handler, Lost, Names, Sockets};
-use crate::pods::{self, Cluster, Directory, PodSource};
+use crate::plugin_server::{self, Handler, Lost, Names, Records, Sockets};
+use crate::pods::{self, Cluster, Directory, PodSource, Seen, Watching};
 use crate::pool::{Closer, Pool, QUEUE, THREADS};
 use crate::settings::{Effective, InstallSettings, PodPlace, Settings};
 
@@ -39,6 +45,7 @@ struct Started {
     sockets: Sockets,
     names: Arc<Names>,
     handler: Arc<Handler>,
+    client: Option<Client>,
     lost: oneshot::Receiver<Lost>,
 }
 
@@ -79,7 +86,10 @@ pub(crate) fn run(effective: Effective, started: SystemTime) -> Result<()> {
         started,
         readiness: Arc::new(Readiness::new(checks, Arc::clone(&metrics))),
         metrics,
-        records: Arc::default(),
+        records: Arc::new(Mutex::new(
+            Records::open(run_dir)
+                .with_context(|| format!("read the records of sandboxes in {}", run_dir.display()))?,
+        )),
         effective,
     });
     let runtime =
@@ -114,20 +124,49 @@ async fn live(settings: Settings, installer: Option<Installer>, view: Arc<View>)
     let ending = Arc::new(AtomicBool::new(false));
     let (started, starts) = oneshot::channel();
     let (seen, ends, runtime) = (Arc::clone(&view), Arc::clone(&ending), Handle::current());
+    let given = settings.clone();
     thread::Builder::new()
         .name("start".to_owned())
-        .spawn(move || started.send(start(&settings, installer, &seen, &ends, &runtime)))
+        .spawn(move || started.send(start(&given, installer, &seen, &ends, &runtime)))
         .context("start a thread")?;
-    let Started { sockets, names, handler, lost } = starts.await.context("start")??;
-    let ended = serve_until_end(signals, sockets, handler, &ending, lost).await;
+    let Started { sockets, names, handler, client, lost } = starts.await.context("start")??;
+    // Asked while pods are served as ever: until it is known, the stop changes nothing.
+    let stop = async {
+        if !installs {
+            return Stop::Keep("not_installed");
+        }
+        match client {
+            Some(client) => leave::of(client, &settings.leave, || !names.are_ours()).await,
+            None => Stop::Keep("no_api"),
+        }
+    };
+    let (stop, ended) = serve_until_end(signals, stop, sockets, handler, &ending, lost).await;
+    let ours = names.are_ours();
     names.withdraw();
     if installs {
-        // Whether a stop is an uninstall only the API could say: keep, so that no pod starts without redirection.
-        tracing::info!(
-            "the plugin and its CNI configuration stay on the node; to remove them run: install-cni uninstall"
-        );
+        finish(stop, ours, &settings.install);
     }
     ended
+}
+
+/// Leave the node as it is to be left.
+fn finish(stop: Stop, ours: bool, settings: &InstallSettings) {
+    match stop {
+        Stop::Uninstall(reason) if ours => match install::uninstall(settings) {
+            Ok(changed) => tracing::info!(reason, ?changed, "uninstalled: the node is as it was before"),
+            Err(error) => {
+                tracing::error!(
+                    reason,
+                    error,
+                    "uninstall; on the node run: install-cni uninstall, or node-cleanup.sh"
+                );
+            }
+        },
+        Stop::Uninstall(reason) | Stop::Keep(reason) => tracing::info!(
+            reason,
+            "the plugin and its CNI configuration stay on the node; to remove them run: install-cni uninstall"
+        ),
+    }
 }
 
 /// Start all but the ports.
@@ -144,8 +183,9 @@ fn start(
     let (sockets, names) = plugin_server::bind_beside(run_dir)
         .with_context(|| format!("bind the sockets in {}", run_dir.display()))?;
     let (synced, pods_synced) = mpsc::sync_channel(1);
+    let was_installed = installer.as_ref().is_some_and(Installer::has_plugin);
     let readiness = Arc::clone(&view.readiness);
-    let pods = pod_source(&settings.pods, runtime, metrics, move || {
+    let Source { pods, events, client } = pod_source(settings, was_installed, runtime, view, move || {
         readiness.clear(Blocker::Pods);
         let _ = synced.send(());
     })
@@ -159,7 +199,8 @@ fn start(
         pool: Pool::start(THREADS, QUEUE, metrics.queue.clone()).context("start the pool")?,
         closer: Closer::start().context("start the closer")?,
         metrics: Arc::clone(metrics),
-        ipv6_policy: settings.ipv6_policy,
+        policy: settings.policy.clone(),
+        events,
         records: Arc::clone(&view.records),
     });
     let names = Arc::new(names);
@@ -172,25 +213,78 @@ fn start(
     let watch = watch.transpose().context("start the installer")?;
     let lost =
         start_role(&names, ending, metrics, &view.readiness, pods_synced, watch).context("start the role")?;
-    Ok(Started { sockets, names, handler, lost })
+    Ok(Started { sockets, names, handler, client, lost })
+}
+
+/// Where pods are known from, and what comes with it.
+struct Source {
+    pods: Arc<dyn PodSource>,
+    events: Events,
+    client: Option<Client>,
 }
 
 fn pod_source(
-    place: &PodPlace,
+    settings: &Settings,
+    was_installed: bool,
     runtime: &Handle,
-    metrics: &Arc<Metrics>,
+    view: &View,
     synced: impl FnOnce() + Send + 'static,
-) -> io::Result<Arc<dyn PodSource>> {
-    Ok(match place {
+) -> io::Result<Source> {
+    let metrics = &view.metrics;
+    let node = match &settings.pods {
         PodPlace::Directory(path) => {
-            Arc::new(Directory::watch(path.clone(), metrics.bad_manifests.clone(), synced)?)
+            let pods = Arc::new(Directory::watch(path.clone(), metrics.bad_manifests.clone(), synced)?);
+            return Ok(Source { pods, events: Events::none(Arc::clone(metrics)), client: None });
         }
-        PodPlace::Node(node) => {
-            // The client's connections belong to the event loop.
-            let _entered = runtime.enter();
-            let client = pods::client(metrics)?;
-            Arc::new(Cluster::watch(client, node.clone(), runtime, Arc::clone(metrics), synced))
+        PodPlace::Node(node) => node.clone(),
+    };
+    // The client's connections belong to the event loop.
+    let _entered = runtime.enter();
+    let client = pods::client(metrics)?;
+    let events = Events::start(client.clone(), node.clone(), runtime, Arc::clone(metrics));
+    let watching = Watching {
+        node,
+        namespaces: !settings.policy.excluded_namespaces.is_empty(),
+        seen: Box::new(look_out(settings, was_installed, view, events.clone())?),
+        synced: Box::new(synced),
+    };
+    let pods = Arc::new(Cluster::watch(client.clone(), runtime, Arc::clone(metrics), watching));
+    Ok(Source { pods, events, client: Some(client) })
+}
+
+/// Tells of pods that run without redirection, and drops the records of those that are gone.
+fn look_out(
+    settings: &Settings,
+    was_installed: bool,
+    view: &View,
+    events: Events,
+) -> io::Result<impl FnMut(Seen<'_>) + Send + use<>> {
+    let since = Since::load(&settings.run_dir, was_installed)?;
+    let excluded = settings.install.entry.exclude_namespaces.clone();
+    let mut lookout = Lookout::new(since, settings.policy.clone(), excluded);
+    let (records, metrics) = (Arc::clone(&view.records), Arc::clone(&view.metrics));
+    Ok(move |seen: Seen<'_>| {
+        let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = match seen {
+            Seen::List(uids) => return records.sweep(|uid| uids.contains(uid)),
+            Seen::Pod(entry) => entry,
+        };
+        let Metadata { namespace, name, uid, .. } = &entry.pod.metadata;
+        if !lookout.see(entry, |uid| records.has_pod(uid, (namespace, name))) {
+            return;
         }
+        let (reason, uid) = ("started_unredirected", uid.clone().unwrap_or_default());
+        let message = "the pod is of the mesh and was started without the agent: its traffic goes past its proxy; delete \
+                       the pod to have it started anew";
+        metrics.bypass(reason);
+        tracing::error!(reason, pod.namespace = namespace, pod.name = name, pod.uid = uid, "{message}");
+        events.say(Said {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            uid,
+            reason,
+            message: message.to_owned(),
+        });
     })
 }
 
@@ -226,30 +320,48 @@ fn start_role(
     Ok(lost)
 }
 
+/// Serve until a signal, and while `stop` is being found out.
 async fn serve_until_end(
     (mut terminate, mut interrupt): (Signal, Signal),
+    stop: impl Future<Output = Stop>,
     sockets: Sockets,
     handler: Arc<Handler>,
     ending: &AtomicBool,
     lost: oneshot::Receiver<Lost>,
-) -> Result<()> {
+) -> (Stop, Result<()>) {
     let (end, ends) = watch::channel(false);
     let metrics = Arc::clone(&handler.metrics);
     let mut accepting = tokio::spawn(plugin_server::accept(sockets.requests, Arc::clone(&handler), ends));
     tokio::spawn(plugin_server::take_notices(sockets.notices, handler));
+    let failed = |result: Result<io::Result<()>, JoinError>| {
+        (
+            Stop::Keep("failed"),
+            result.context("accept connections").and_then(|r| r.context("accept connections")),
+        )
+    };
     let (signal, result) = tokio::select! {
         _ = terminate.recv() => ("SIGTERM", Ok(())),
         _ = interrupt.recv() => ("SIGINT", Ok(())),
         Ok(lost) = lost => ("none", Err(lost.into())),
         // Never before the signal but by a defect: better a restart than an agent that answers nobody.
-        ended = &mut accepting => return ended.context("accept connections")?.context("accept connections"),
+        ended = &mut accepting => return failed(ended),
     };
     tracing::info!(signal, open_connections = metrics.connections.get(), "end");
+    let stop = if result.is_ok() {
+        tokio::select! {
+            stop = stop => stop,
+            ended = &mut accepting => return failed(ended),
+        }
+    } else {
+        Stop::Keep("failed")
+    };
     // The names stay, so that a plugin finds a socket that refuses, and asks again. Not taken back from here on.
     ending.store(true, Ordering::Release);
     end.send_replace(true);
     // The listener is closed with its task.
-    accepting.await.context("accept connections")?.context("accept connections")?;
+    if let (_, Err(error)) = failed(accepting.await) {
+        return (stop, Err(error));
+    }
     let drained = async {
         while metrics.connections.get() > 0 {
             sleep(Duration::from_millis(5)).await;
@@ -261,5 +373,5 @@ async fn serve_until_end(
             "ended before all requests were answered"
         );
     }
-    result
+    (stop, result)
 }

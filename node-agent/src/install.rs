@@ -95,6 +95,17 @@ fn tell(told: &Health, health: &Health, readiness: &Readiness, metrics: &Metrics
     if health.polling && !told.polling {
         tracing::warn!("the kernel grants no file watch; the directories are looked at every two seconds");
     }
+    let ready = health.is_ready();
+    metrics.install_ready.set(i64::from(ready));
+    if ready && !told.is_ready() {
+        metrics.install("SUCCESS");
+    }
+    for blocker in health.blockers.iter().filter(|blocker| !told.blockers.contains(blocker)) {
+        if blocker.kind == Kind::Refused {
+            let binary = blocker.path.file_name().is_some_and(|name| *name == *cni::conflist::TYPE);
+            metrics.install(if binary { "COPY_BINARIES_FAILURE" } else { "CREATE_CNI_CONFIG_FAILURE" });
+        }
+    }
     metrics.install_restored.inc_by(health.restored.saturating_sub(told.restored));
     metrics.install_fight.set(i64::from(health.fight.is_some()));
     if health.fight.is_some() && told.fight.is_none() {

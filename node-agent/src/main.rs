@@ -6,9 +6,12 @@
 mod app;
 mod capabilities;
 mod install;
+mod leave;
+mod lookout;
 mod observability;
 mod plugin_server;
 mod pods;
+mod policy;
 mod pool;
 mod settings;
 

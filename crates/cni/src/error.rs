@@ -44,6 +44,7 @@ codes! {
     RequestTooLarge = 108, "the request does not fit into one message to the agent";
     NodeSettings = 109, "a setting of the node is not valid";
     NoAddress = 110, "the pod has no IP address";
+    Bypassed = 111, "the pod's runtime does not heed the rules of its network namespace";
 }
 
 impl Code {

@@ -75,6 +75,11 @@ impl Plugin {
         Err(InstallError::changed(&path))
     }
 
+    /// Whether one of ours is in `dir`.
+    pub(crate) fn is_in(dir: &Path) -> bool {
+        fs::read(dir.join(TYPE)).is_ok_and(|bytes| release(&bytes).is_some())
+    }
+
     /// Remove the plugin, if it is ours. Tells whether it was there.
     pub(crate) fn remove(dir: &Dir<'_>) -> Result<bool, InstallError> {
         let path = dir.path.join(TYPE);

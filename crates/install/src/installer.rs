@@ -102,6 +102,12 @@ impl Installer {
         &self.settings
     }
 
+    /// Whether a plugin of ours, of whatever release, is in one of the directories.
+    #[must_use]
+    pub fn has_plugin(&self) -> bool {
+        self.settings.bin_dirs.iter().any(|dir| Plugin::is_in(dir))
+    }
+
     pub(crate) fn may_write(&self) -> bool {
         (self.may_write)()
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::annotations::ALL;
+use crate::annotations::{ALL, STATUS};
 
 /// The container that is the proxy.
 pub(crate) const PROXY_CONTAINER: &str = "istio-proxy";
@@ -124,6 +124,15 @@ impl Pod {
         self
     }
 
+    /// Whether `annotations` are not the pod's own, as far as they are read here. Of the status only its presence counts.
+    #[must_use]
+    pub fn differs(&self, annotations: &BTreeMap<String, String>) -> bool {
+        ALL.iter().any(|key| match (self.metadata.annotations.get(*key), annotations.get(*key)) {
+            (Some(_), Some(_)) if *key == STATUS => false,
+            (own, given) => own != given,
+        })
+    }
+
     /// An annotation's value; present and empty is not the same as absent.
     #[must_use]
     pub fn annotation(&self, key: &str) -> Option<&str> {
@@ -204,8 +213,12 @@ mod tests {
             },
             ..Pod::default()
         };
-        let pod =
-            pod.with_annotations(BTreeMap::from([("sidecar.istio.io/status".to_owned(), String::new())]));
+        let given = BTreeMap::from([("sidecar.istio.io/status".to_owned(), String::new())]);
+        assert!(pod.differs(&given));
+        let mut pod = pod.with_annotations(given.clone());
+        assert!(!pod.differs(&given));
+        pod.metadata.annotations.insert("sidecar.istio.io/status".into(), "{}".into());
+        assert!(!pod.differs(&given) && pod.differs(&BTreeMap::new()));
         assert_eq!(pod.metadata.annotations.keys().collect::<Vec<_>>(), ["mine", "sidecar.istio.io/status"]);
     }
 }

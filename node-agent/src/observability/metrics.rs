@@ -35,6 +35,22 @@ struct NoticeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RepairLabels {
+    r#type: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResponseLabel {
+    response_code: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VerbLabel {
     verb: &'static str,
 }
@@ -55,6 +71,11 @@ pub(crate) struct Metrics {
     ipv6: Family<ReasonLabel, Counter>,
     blocked: Family<BlockerLabel, Gauge>,
     api_requests: Family<VerbLabel, Counter>,
+    bypasses: Family<ReasonLabel, Counter>,
+    events: Family<ResultLabel, Counter>,
+    installs: Family<ResultLabel, Counter>,
+    /// 1 while the plugin and its configuration are in place.
+    pub(crate) install_ready: Gauge,
     /// Connections to the request socket that are open now.
     pub(crate) connections: Gauge,
     /// Jobs that wait for a thread of the pool.
@@ -78,7 +99,9 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// All at zero.
     pub(crate) fn new() -> Self {
-        let mut registry = Registry::with_prefix("waylay");
+        let mut all = Registry::default();
+        let (installs, install_ready) = existing(&mut all);
+        let registry = all.sub_registry_with_prefix("waylay");
         let adds = Family::<RequestLabels, Counter>::default();
         let checks = Family::<RequestLabels, Counter>::default();
         let add_seconds = Histogram::new(LATENCY);
@@ -129,8 +152,16 @@ impl Metrics {
             watch_event.clone(),
         );
         registry.register("pod_watch_errors", "Failures of the watch of pods", watch_errors.clone());
+        let bypasses = Family::<ReasonLabel, Counter>::default();
+        registry.register("bypasses", "Mesh pods whose traffic goes past their proxy", bypasses.clone());
+        let events = Family::<ResultLabel, Counter>::default();
+        registry.register("events", "Events on pods by what became of them", events.clone());
         Self {
-            registry,
+            registry: all,
+            bypasses,
+            events,
+            installs,
+            install_ready,
             adds,
             checks,
             add_seconds,
@@ -177,6 +208,21 @@ impl Metrics {
         self.ipv6.get_or_create(&ReasonLabel { reason }).inc();
     }
 
+    /// A mesh pod runs whose traffic goes past its proxy.
+    pub(crate) fn bypass(&self, reason: &'static str) {
+        self.bypasses.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// An event was sent, or not.
+    pub(crate) fn event(&self, result: &'static str) {
+        self.events.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// The node was brought into order, or that failed.
+    pub(crate) fn install(&self, result: &'static str) {
+        self.installs.get_or_create(&ResultLabel { result }).inc();
+    }
+
     /// A request goes to the API server.
     pub(crate) fn api_request(&self, verb: &'static str) {
         self.api_requests.get_or_create(&VerbLabel { verb }).inc();
@@ -195,6 +241,30 @@ impl Metrics {
     }
 }
 
+/// The four metrics of the component that this one replaces, under their own names, for the dashboards that have them. There is no
+/// repair and no ambient mode yet: their two stay at 0.
+fn existing(registry: &mut Registry) -> (Family<ResultLabel, Counter>, Gauge) {
+    let installs = Family::<ResultLabel, Counter>::default();
+    let ready = Gauge::default();
+    registry.register("istio_cni_installs", "Installations by result", installs.clone());
+    registry.register(
+        "istio_cni_install_ready",
+        "1 while the plugin and its configuration are in place",
+        ready.clone(),
+    );
+    let repaired = Family::<RepairLabels, Counter>::default();
+    let _ = repaired.get_or_create(&RepairLabels { r#type: "repair", result: "success" });
+    registry.register("istio_cni_repair_pods_repaired", "Pods repaired; there is no repair yet", repaired);
+    let requests = Family::<ResponseLabel, Counter>::default();
+    let _ = requests.get_or_create(&ResponseLabel { response_code: "200" });
+    registry.register(
+        "istio_cni_plugin_requests",
+        "Requests of the plugin in ambient mode, which is not there yet",
+        requests,
+    );
+    (installs, ready)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,11 +279,18 @@ mod tests {
         metrics.ipv6("ipv6_bypass");
         metrics.blocked("ambient_not_supported", true);
         metrics.api_request("watch");
+        metrics.install("SUCCESS");
+        metrics.bypass("ipv6_bypass");
+        metrics.event("sent");
         let text = metrics.render();
         let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         assert_eq!(
             names,
             [
+                "istio_cni_installs counter",
+                "istio_cni_install_ready gauge",
+                "istio_cni_repair_pods_repaired counter",
+                "istio_cni_plugin_requests counter",
                 "waylay_adds counter",
                 "waylay_checks counter",
                 "waylay_add_duration_seconds histogram",
@@ -231,9 +308,14 @@ mod tests {
                 "waylay_pods gauge",
                 "waylay_pod_watch_last_event_timestamp_seconds gauge",
                 "waylay_pod_watch_errors counter",
+                "waylay_bypasses counter",
+                "waylay_events counter",
             ]
         );
         for line in [
+            "istio_cni_installs_total{result=\"SUCCESS\"} 1",
+            "istio_cni_repair_pods_repaired_total{type=\"repair\",result=\"success\"} 0",
+            "istio_cni_plugin_requests_total{response_code=\"200\"} 0",
             "waylay_adds_total{result=\"done\",reason=\"programmed\"} 1",
             "waylay_checks_total{result=\"fail\",reason=\"rules_differ\"} 1",
             "waylay_add_duration_seconds_bucket{le=\"0.0005\"} 1",

@@ -50,6 +50,15 @@ pub(crate) enum Failure {
         /// Why.
         absent: Absent,
     },
+    /// The pod's runtime goes past the rules, and the settings refuse such pods.
+    #[error(
+        "runtime class {class} does not heed the rules of the pod's network namespace, so that its traffic would go past \
+         its proxy; take the pod out of the mesh or use another runtime class"
+    )]
+    RuntimeClass {
+        /// Its name.
+        class: String,
+    },
     /// A setting of the pod or of the node.
     #[error("{0}")]
     Setting(#[from] SettingError),
@@ -99,7 +108,9 @@ impl Failure {
             Self::Operation { .. } => "unknown_operation",
             Self::Frame(_) => "descriptors_denied",
             Self::Descriptors(error) => error.reason(),
+            Self::Pod { absent: Absent::Unreachable { .. }, .. } => "api_unreachable",
             Self::Pod { .. } => "pod_unknown",
+            Self::RuntimeClass { .. } => "runtime_class_bypass",
             Self::Setting(SettingError::Annotation { .. }) => "invalid_annotation",
             Self::Setting(SettingError::Node { .. }) => "invalid_node_setting",
             Self::NoAddress(_) => "no_address",
@@ -127,6 +138,7 @@ impl Failure {
             Self::NoAddress(_) => Code::NoAddress,
             Self::Setting(SettingError::Annotation { .. }) => Code::PodSettings,
             Self::Pod { .. } => Code::TryAgain,
+            Self::RuntimeClass { .. } => Code::Bypassed,
             Self::Kernel { .. } | Self::SelfTest { .. } => Code::RulesNotApplied,
             Self::Differ(_) | Self::Unreadable(_) | Self::Gone => Code::RulesDiffer,
             Self::Internal => Code::Internal,

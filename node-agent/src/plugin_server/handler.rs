@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use agent_api::netns::NetnsId;
 use agent_api::{Notice, NoticeKind, Operation, PassReason, Request, Sandbox, Versions};
-use redirect::{Config, Decision, Ipv6Policy, decide};
+use redirect::{Config, Decision, Pod, decide};
 use tokio::time::Instant;
 
 use super::descriptors::{Descriptors, verify};
@@ -18,8 +18,10 @@ use super::records::Records;
 use super::reply::{Connection, Reply};
 use super::self_test;
 use super::session::Refusal;
+use crate::observability::events::Events;
 use crate::observability::metrics::Metrics;
-use crate::pods::{Key, Known, PodSource};
+use crate::pods::{Absent, Key, Known, PodSource};
+use crate::policy::{Bypass, Mode, Policy};
 use crate::pool::{Closer, Job, Pool};
 
 /// How long an ADD waits for its pod to become known.
@@ -39,8 +41,10 @@ pub(crate) struct Handler {
     pub(crate) closer: Closer,
     /// What is counted.
     pub(crate) metrics: Arc<Metrics>,
-    /// What is done with IPv6 that a proxy does not serve, unless the pod says otherwise.
-    pub(crate) ipv6_policy: Ipv6Policy,
+    /// What the settings say about pods.
+    pub(crate) policy: Policy,
+    /// Where pods are told of.
+    pub(crate) events: Events,
     /// Which sandboxes were redirected.
     pub(crate) records: Arc<Mutex<Records>>,
 }
@@ -75,7 +79,7 @@ enum Decided {
 struct Exchange {
     work: Work,
     reply: Reply,
-    attachment: String,
+    sandbox: Sandbox,
     /// How long the plugin waits; zero when it does not say.
     wait: Duration,
     closer: Closer,
@@ -89,15 +93,19 @@ impl Handler {
         let sandbox = request.sandbox.clone();
         let mut reply = Reply::new(connection, self.versions, metrics, request.operation, sandbox);
         reply.records = Some(Arc::clone(&self.records));
+        reply.events = Some(self.events.clone());
         let mut left = Left { fds, descriptors: None };
-        match self.decide(&request, &mut left, &mut reply.inode).await {
+        match self.decide(&request, &mut left, &mut reply).await {
             Err(failure) => reply.send(Err(failure)),
-            Ok(Work::Answer(reason)) => reply.send(Ok(reason)),
+            Ok(Work::Answer(reason)) => {
+                record(&self.records, &request.sandbox, false, reason);
+                reply.send(Ok(reason));
+            }
             Ok(work) => {
                 let (closer, records) = (self.closer.clone(), Arc::clone(&self.records));
                 let wait = Duration::from_millis(request.wait_ms);
-                let attachment = attachment(&request.sandbox);
-                self.pool.submit(Box::new(Exchange { work, reply, attachment, wait, closer, records }));
+                let sandbox = request.sandbox;
+                self.pool.submit(Box::new(Exchange { work, reply, sandbox, wait, closer, records }));
             }
         }
         if !left.fds.is_empty() || left.descriptors.is_some() {
@@ -105,7 +113,7 @@ impl Handler {
         }
     }
 
-    async fn decide(&self, request: &Request, left: &mut Left, inode: &mut u64) -> Result<Work, Failure> {
+    async fn decide(&self, request: &Request, left: &mut Left, reply: &mut Reply) -> Result<Work, Failure> {
         let (ours, theirs) = (self.versions, request.protocol);
         if !ours.overlaps(theirs) {
             return Err(Failure::Versions { ours, theirs });
@@ -116,12 +124,13 @@ impl Handler {
             Operation::Add | Operation::Check => {}
         }
         let descriptors = verify(&mut left.fds, self.own_netns)?;
-        *inode = descriptors.id.inode;
+        reply.inode = descriptors.id.inode;
         if request.operation == Operation::Check {
-            let redirected = lock(&self.records).contains(&attachment(&request.sandbox));
+            let redirected = lock(&self.records).redirected(&request.sandbox);
             return Ok(Work::Check(descriptors, redirected));
         }
-        match self.decide_add(request).await {
+        let decided = self.decide_add(request, reply).await;
+        match if self.policy.mode == Mode::Observe { Ok(observe(request, decided)) } else { decided } {
             Ok(Decided::Redirect(wanted)) => Ok(Work::Add(wanted, descriptors)),
             Ok(Decided::Pass(reason)) => {
                 left.descriptors = Some(descriptors);
@@ -134,33 +143,65 @@ impl Handler {
         }
     }
 
-    async fn decide_add(&self, request: &Request) -> Result<Decided, Failure> {
+    async fn decide_add(&self, request: &Request, reply: &mut Reply) -> Result<Decided, Failure> {
         let Sandbox { namespace, name, uid, .. } = &request.sandbox;
         let key = Key { namespace, name, uid: uid.as_deref() };
-        let known = self
-            .pods
-            .find(key, Instant::now() + POD_WAIT)
-            .await
-            .map_err(|absent| Failure::Pod { pod: format!("{namespace}/{name}"), absent })?;
-        let mut pod = match known {
+        let deadline = Instant::now() + POD_WAIT;
+        let unknown = |absent| Failure::Pod { pod: format!("{namespace}/{name}"), absent };
+        let mut pod = match self.pods.find(key, deadline).await.map_err(unknown)? {
             Known::Pod(pod) => pod,
             Known::Static => return Ok(Decided::Pass("static_pod")),
         };
-        if let Some(annotations) = request.annotations.clone() {
-            pod = Arc::new(Arc::unwrap_or_clone(pod).with_annotations(annotations));
+        if self.is_excluded(&pod, deadline).await.map_err(unknown)? {
+            return Ok(Decided::Pass("excluded_by_selector"));
+        }
+        if let Some(annotations) = &request.annotations {
+            if pod.differs(annotations) {
+                tracing::info!(
+                    pod.namespace = namespace,
+                    pod.name = name,
+                    "the annotations that the runtime handed over are not those that are known of the pod; the runtime's count"
+                );
+            }
+            pod = Arc::new(Arc::unwrap_or_clone(pod).with_annotations(annotations.clone()));
         }
         match decide(&pod) {
             Decision::Pass(reason) => Ok(Decided::Pass(reason.code())),
-            Decision::Redirect => {
-                let config = Config::from_pod(&pod, &request.environment)?;
-                for warning in &config.warnings {
-                    tracing::warn!(pod.namespace = namespace, pod.name = name, "{warning}");
-                }
-                let ipv6_policy = config.ipv6_policy.unwrap_or(self.ipv6_policy);
-                let addresses = request.addresses.clone();
-                Ok(Decided::Redirect(Box::new(Wanted { config, ipv6_policy, addresses })))
-            }
+            Decision::Redirect => self.settings(&pod, request, reply),
         }
+    }
+
+    async fn is_excluded(&self, pod: &Pod, deadline: Instant) -> Result<bool, Absent> {
+        let Policy { excluded_pods, excluded_namespaces, .. } = &self.policy;
+        if excluded_pods.matches(&pod.metadata.labels) {
+            return Ok(true);
+        }
+        if excluded_namespaces.is_empty() {
+            return Ok(false);
+        }
+        let labels = self.pods.namespace_labels(&pod.metadata.namespace, deadline).await?;
+        Ok(excluded_namespaces.matches(&labels))
+    }
+
+    /// The settings of a pod that is to be redirected.
+    fn settings(&self, pod: &Pod, request: &Request, reply: &mut Reply) -> Result<Decided, Failure> {
+        if let Some(class) = self.policy.runtime_classes.of(pod) {
+            if self.policy.runtime_class == Bypass::Refuse {
+                return Err(Failure::RuntimeClass { class: class.to_owned() });
+            }
+            reply.runtime_class = Some(class.to_owned());
+        }
+        let config = Config::from_pod(pod, &request.environment)?;
+        for warning in &config.warnings {
+            tracing::warn!(
+                pod.namespace = request.sandbox.namespace,
+                pod.name = request.sandbox.name,
+                "{warning}"
+            );
+        }
+        let ipv6_policy = config.ipv6_policy.unwrap_or(self.policy.ipv6);
+        let addresses = request.addresses.clone();
+        Ok(Decided::Redirect(Box::new(Wanted { config, ipv6_policy, addresses })))
     }
 
     /// Take note of what the plugin did without asking.
@@ -175,10 +216,13 @@ impl Handler {
         match notice.kind {
             NoticeKind::Del => {
                 let mut records = lock(&self.records);
-                records.remove(&attachment(&notice.sandbox));
+                records.remove(&notice.sandbox);
                 records.see(&notice.sandbox, Verb::Del, event);
             }
-            NoticeKind::Pass => lock(&self.records).see(&notice.sandbox, Verb::Add(0, None), event),
+            NoticeKind::Pass => {
+                record(&self.records, &notice.sandbox, false, reason);
+                lock(&self.records).see(&notice.sandbox, Verb::Add(0, None), event);
+            }
             NoticeKind::Unknown => {}
         }
         tracing::info!(
@@ -196,7 +240,7 @@ impl Handler {
 
 impl Job for Exchange {
     fn run(self: Box<Self>) {
-        let Self { work, mut reply, attachment, wait, closer, records } = *self;
+        let Self { work, mut reply, sandbox, wait, closer, records } = *self;
         // It asks again, or has failed; what would be written now could be of a sandbox that is gone.
         if !wait.is_zero() && reply.age() > wait {
             reply.give_up(&Refusal::GaveUp);
@@ -214,7 +258,7 @@ impl Job for Exchange {
         };
         let result = match wanted {
             Some(wanted) => sandboxed.add(*wanted).map(|added| {
-                lock(&records).insert(&attachment);
+                record(&records, &sandbox, true, added.reason);
                 reply.ipv6 = Some(added.ipv6);
                 added.reason
             }),
@@ -230,9 +274,35 @@ impl Job for Exchange {
     }
 }
 
-/// What ADD and DEL come in pairs for: several networks may run the plugin in one sandbox.
-fn attachment(sandbox: &Sandbox) -> String {
-    format!("{} {}", sandbox.container_id, sandbox.ifname)
+/// A dry run: whatever was decided, the pod starts as it is.
+fn observe(request: &Request, decided: Result<Decided, Failure>) -> Decided {
+    let (would, error) = match decided {
+        Ok(Decided::Pass(reason)) => return Decided::Pass(reason),
+        Ok(Decided::Redirect(_)) => ("programmed", String::new()),
+        Err(failure) => (failure.reason(), failure.to_string()),
+    };
+    tracing::info!(
+        reason = "observed",
+        would,
+        error,
+        pod.namespace = request.sandbox.namespace,
+        pod.name = request.sandbox.name,
+        "left alone: the agent observes only"
+    );
+    Decided::Pass("observed")
+}
+
+/// Remember that the ADD of `sandbox` was decided, before it is answered: a pod that runs has a record always.
+fn record(records: &Mutex<Records>, sandbox: &Sandbox, redirected: bool, reason: &'static str) {
+    if let Err(error) = lock(records).insert(sandbox, redirected, reason) {
+        tracing::warn!(
+            %error,
+            pod.namespace = sandbox.namespace,
+            pod.name = sandbox.name,
+            container_id = sandbox.container_id,
+            "keep a record of the sandbox; after a restart of the agent it counts as never redirected"
+        );
+    }
 }
 
 fn lock(records: &Mutex<Records>) -> MutexGuard<'_, Records> {

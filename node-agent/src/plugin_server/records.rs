@@ -1,55 +1,161 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Which attachments this process has redirected, so that CHECK can tell rules that are gone from rules that never were.
+//! Which attachments had their ADD: one small file for each in the run directory, written before the answer goes out, gone
+//! with DEL. So CHECK can tell rules that are gone from rules that never were, also after a restart of the agent, and a
+//! pod that never had an ADD is known by having none.
 //!
-//! And what became of those heard of last, for people. In memory and bounded: after a restart of the agent, or beyond [`LIMIT`], an empty netns counts as never redirected.
+//! And what became of the attachments heard of last, for people, in memory.
+//!
+//! Another agent may write to the same directory at the same time: what is not in memory is looked for there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use agent_api::Sandbox;
+use serde::{Deserialize, Serialize};
 
 use super::recent::{Attachment, Event, Recent, Verb};
 
-/// Attachments remembered; a node runs a few hundred.
+/// The directory in the run directory.
+const DIR: &str = "sandboxes";
+/// Records kept; a node runs a few hundred sandboxes. Beyond it nothing is written.
 const LIMIT: usize = 4096;
-/// Longest name of an attachment in bytes; container ids have 64. What is longer is not remembered.
-const LONGEST: usize = 512;
+/// Longest name of a file (`NAME_MAX` is 255, and a temporary one is longer).
+const LONGEST: usize = 240;
+/// Longest file read.
+const MAX_LEN: u64 = 4096;
+/// A record younger than this is not swept: the API server may not have told of its pod yet.
+const YOUNG: Duration = Duration::from_secs(600);
 
-/// The names of redirected attachments.
+/// One attachment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Record {
+    namespace: String,
+    name: String,
+    uid: String,
+    /// Whether rules were written.
+    redirected: bool,
+    /// The reason code.
+    reason: String,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            namespace: String::new(),
+            name: String::new(),
+            uid: String::new(),
+            redirected: true,
+            reason: String::new(),
+        }
+    }
+}
+
+/// The records.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
-    by_id: HashMap<String, u64>,
-    by_age: BTreeMap<u64, String>,
-    next: u64,
+    /// Nowhere: in memory only.
+    dir: Option<PathBuf>,
+    by_file: HashMap<String, Record>,
     recent: Recent,
 }
 
 impl Records {
-    /// Remember `id`; the one remembered longest goes when there are too many.
-    pub(crate) fn insert(&mut self, id: &str) {
-        self.remove(id);
-        if id.len() > LONGEST {
-            return;
+    /// The records in `run_dir`, which are made if there are none.
+    ///
+    /// # Errors
+    /// Those of making and reading the directory. A file that cannot be read counts as a record of an unknown pod.
+    pub(crate) fn open(run_dir: &Path) -> io::Result<Self> {
+        let dir = run_dir.join(DIR);
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
         }
-        self.by_id.insert(id.to_owned(), self.next);
-        self.by_age.insert(self.next, id.to_owned());
-        self.next += 1;
-        if self.by_id.len() > LIMIT
-            && let Some((_, oldest)) = self.by_age.pop_first()
-        {
-            self.by_id.remove(&oldest);
+        let mut records = Self { dir: Some(dir), ..Self::default() };
+        records.load()?;
+        Ok(records)
+    }
+
+    /// Take in what is in the directory and not in memory.
+    fn load(&mut self) -> io::Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        for entry in fs::read_dir(dir)?.flatten() {
+            let Ok(file) = entry.file_name().into_string() else { continue };
+            if file.starts_with('.') {
+                // Of an agent that was killed meanwhile; a living one is through with it in no time.
+                let _ = old(&entry.path()).filter(|old| *old).map(|_| fs::remove_file(entry.path()));
+            } else if self.by_file.len() < LIMIT && !self.by_file.contains_key(&file) {
+                let record = read(&entry.path()).unwrap_or_default();
+                self.by_file.insert(file, record);
+            }
+        }
+        Ok(())
+    }
+
+    /// The ADD of `sandbox` is about to be answered.
+    ///
+    /// # Errors
+    /// Those of writing the file; the record is kept in memory all the same.
+    pub(crate) fn insert(&mut self, sandbox: &Sandbox, redirected: bool, reason: &str) -> io::Result<()> {
+        let Some(file) = file(sandbox) else { return Ok(()) };
+        if self.by_file.len() >= LIMIT && !self.by_file.contains_key(&file) {
+            return Err(io::Error::other(format!("there are {LIMIT} records already")));
+        }
+        let record = Record {
+            namespace: sandbox.namespace.clone(),
+            name: sandbox.name.clone(),
+            uid: sandbox.uid.clone().unwrap_or_default(),
+            redirected,
+            reason: reason.to_owned(),
+        };
+        let written = self.dir.as_deref().map_or(Ok(()), |dir| write(dir, &file, &record));
+        self.by_file.insert(file, record);
+        written
+    }
+
+    /// The DEL of `sandbox` came.
+    pub(crate) fn remove(&mut self, sandbox: &Sandbox) {
+        let Some(file) = file(sandbox) else { return };
+        self.by_file.remove(&file);
+        if let Some(dir) = &self.dir {
+            let _ = fs::remove_file(dir.join(file));
         }
     }
 
-    /// Forget `id`.
-    pub(crate) fn remove(&mut self, id: &str) {
-        if let Some(age) = self.by_id.remove(id) {
-            self.by_age.remove(&age);
+    /// Whether `sandbox` was redirected, as far as is known.
+    pub(crate) fn redirected(&self, sandbox: &Sandbox) -> bool {
+        let Some(file) = file(sandbox) else { return false };
+        match (self.by_file.get(&file), &self.dir) {
+            (Some(record), _) => record.redirected,
+            (None, Some(dir)) => read(&dir.join(file)).is_some_and(|record| record.redirected),
+            (None, None) => false,
         }
     }
 
-    /// Whether `id` was redirected, as far as is remembered.
-    pub(crate) fn contains(&self, id: &str) -> bool {
-        self.by_id.contains_key(id)
+    /// Whether a sandbox of the pod `uid` had its ADD; `name` is its namespace and name, for runtimes that send no uid.
+    pub(crate) fn has_pod(&mut self, uid: &str, (namespace, name): (&str, &str)) -> bool {
+        let is_it = |record: &Record| match record.uid.as_str() {
+            "" => record.namespace == namespace && record.name == name,
+            other => other == uid,
+        };
+        self.by_file.values().any(is_it) || (self.load().is_ok() && self.by_file.values().any(is_it))
+    }
+
+    /// Remove the records of pods that are not there any more, whose DEL never came.
+    pub(crate) fn sweep(&mut self, is_there: impl Fn(&str) -> bool) {
+        let Some(dir) = self.dir.clone() else { return };
+        let _ = self.load();
+        self.by_file.retain(|file, record| {
+            let path = dir.join(file);
+            let keep = record.uid.is_empty() || is_there(&record.uid) || old(&path) == Some(false);
+            if !keep {
+                let _ = fs::remove_file(path);
+            }
+            keep
+        });
     }
 
     /// Remember for people what happened to `sandbox`.
@@ -63,24 +169,148 @@ impl Records {
     }
 }
 
+/// The name of the file of `sandbox`; nothing when its names are not those of the CNI specification. Several networks may run the
+/// plugin in one sandbox.
+fn file(sandbox: &Sandbox) -> Option<String> {
+    let Sandbox { container_id, ifname, .. } = sandbox;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let usable = container_id.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && container_id.chars().all(plain)
+        && !ifname.is_empty()
+        && ifname.chars().all(|c| c.is_ascii_graphic() && c != '/');
+    let name = format!("{container_id},{ifname}");
+    (usable && name.len() <= LONGEST).then_some(name)
+}
+
+/// Without fsync: the run directory is in memory, and does not outlive the node's sandboxes.
+fn write(dir: &Path, file: &str, record: &Record) -> io::Result<()> {
+    let temporary = dir.join(format!(".{file}"));
+    fs::write(&temporary, serde_json::to_vec(record)?)?;
+    fs::rename(&temporary, dir.join(file))
+}
+
+fn read(path: &Path) -> Option<Record> {
+    let fits = fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_LEN);
+    serde_json::from_slice(&fs::read(path).ok().filter(|_| fits)?).ok()
+}
+
+/// Whether the file is older than [`YOUNG`]; nothing when it is gone.
+fn old(path: &Path) -> Option<bool> {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified()).ok()?;
+    Some(SystemTime::now().duration_since(modified).is_ok_and(|age| age >= YOUNG))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs::FileTimes;
+
     use super::*;
 
-    #[test]
-    fn the_oldest_is_forgotten_first_and_both_maps_stay_bounded() {
-        let mut records = Records::default();
-        for number in 0..LIMIT {
-            records.insert(&number.to_string());
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("waylay-records-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
         }
-        records.insert("0");
-        records.insert("one more");
-        assert!(records.contains("0") && records.contains("one more") && !records.contains("1"));
-        assert_eq!((records.by_id.len(), records.by_age.len()), (LIMIT, LIMIT));
-        records.remove("0");
-        assert!(!records.contains("0"));
-        assert_eq!((records.by_id.len(), records.by_age.len()), (LIMIT - 1, LIMIT - 1));
-        records.insert(&"x".repeat(LONGEST + 1));
-        assert_eq!((records.by_id.len(), records.by_age.len()), (LIMIT - 1, LIMIT - 1));
+
+        fn files(&self) -> Vec<String> {
+            let mut names: Vec<_> = fs::read_dir(self.0.join(DIR))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
+            names.sort();
+            names
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn sandbox(id: &str, uid: Option<&str>) -> Sandbox {
+        Sandbox {
+            container_id: id.to_owned(),
+            ifname: "eth0".to_owned(),
+            namespace: "n".to_owned(),
+            name: format!("pod-{id}"),
+            uid: uid.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_record_outlives_the_agent_and_goes_with_del() {
+        let dir = Dir::new("outlives");
+        let (a, b) = (sandbox("a", Some("1")), sandbox("b", Some("2")));
+        {
+            let mut records = Records::open(&dir.0).unwrap();
+            records.insert(&a, true, "programmed").unwrap();
+            records.insert(&b, false, "mode_none").unwrap();
+        }
+        let mut records = Records::open(&dir.0).unwrap();
+        assert!(records.redirected(&a) && !records.redirected(&b));
+        assert!(records.has_pod("2", ("n", "pod-b")) && !records.has_pod("3", ("n", "pod-b")));
+        records.remove(&a);
+        assert!(!records.redirected(&a) && !records.has_pod("1", ("n", "pod-a")));
+        assert_eq!(dir.files(), ["b,eth0"]);
+    }
+
+    #[test]
+    fn what_another_agent_wrote_meanwhile_is_seen() {
+        let dir = Dir::new("another");
+        let (mut one, mut other) = (Records::open(&dir.0).unwrap(), Records::open(&dir.0).unwrap());
+        let (a, b) = (sandbox("a", Some("1")), sandbox("b", None));
+        other.insert(&a, true, "programmed").unwrap();
+        other.insert(&b, true, "programmed").unwrap();
+        assert!(one.redirected(&a));
+        assert!(one.has_pod("1", ("n", "pod-a")));
+        // Without a uid from the runtime the name has to do.
+        assert!(one.has_pod("any", ("n", "pod-b")) && !one.has_pod("any", ("n", "pod-c")));
+    }
+
+    #[test]
+    fn only_old_records_of_pods_that_are_gone_are_swept() {
+        let dir = Dir::new("sweep");
+        let mut records = Records::open(&dir.0).unwrap();
+        for (id, uid) in [("there", Some("1")), ("young", Some("2")), ("gone", Some("3")), ("nameless", None)]
+        {
+            records.insert(&sandbox(id, uid), true, "programmed").unwrap();
+        }
+        fs::write(dir.0.join(DIR).join(".half"), "{").unwrap();
+        for file in ["there,eth0", "gone,eth0", "nameless,eth0", ".half"] {
+            let file = fs::File::options().write(true).open(dir.0.join(DIR).join(file)).unwrap();
+            file.set_times(FileTimes::new().set_modified(SystemTime::now() - YOUNG)).unwrap();
+        }
+        records.sweep(|uid| uid == "1");
+        assert_eq!(dir.files(), ["nameless,eth0", "there,eth0", "young,eth0"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_a_record_of_an_unknown_pod_and_harms_nobody() {
+        let dir = Dir::new("garbage");
+        fs::create_dir(dir.0.join(DIR)).unwrap();
+        fs::write(dir.0.join(DIR).join("a,eth0"), [0; 8192]).unwrap();
+        fs::create_dir(dir.0.join(DIR).join("b,eth0")).unwrap();
+        let mut records = Records::open(&dir.0).unwrap();
+        assert!(records.redirected(&sandbox("a", None)));
+        assert!(!records.has_pod("1", ("n", "pod-a")));
+    }
+
+    #[test]
+    fn names_that_are_no_file_names_are_not_recorded() {
+        let dir = Dir::new("names");
+        let mut records = Records::open(&dir.0).unwrap();
+        for (id, ifname) in
+            [("../a", "eth0"), ("a/b", "eth0"), ("", "eth0"), ("a", ""), ("a", "../x"), (".a", "e")]
+        {
+            let odd = Sandbox { ifname: ifname.into(), ..sandbox(id, Some("1")) };
+            records.insert(&odd, true, "programmed").unwrap();
+            assert!(!records.redirected(&odd));
+        }
+        records.insert(&sandbox(&"x".repeat(LONGEST), Some("1")), true, "programmed").unwrap();
+        assert_eq!(dir.files(), [""; 0]);
     }
 }

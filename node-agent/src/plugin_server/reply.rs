@@ -16,7 +16,11 @@ use super::failure::{Failure, op};
 use super::recent::{Event, Verb};
 use super::records::Records;
 use super::session::Refusal;
+use crate::observability::events::{Events, Said};
 use crate::observability::metrics::Metrics;
+
+/// What to do about IPv6 that goes past the proxy.
+const IPV6_HINT: &str = "see annotation traffic.waylay.io/ipv6-policy";
 
 /// The open connection of a plugin, counted.
 #[derive(Debug)]
@@ -38,6 +42,10 @@ pub(crate) struct Reply {
     pub(crate) inode: u64,
     /// What is done with the pod's IPv6, once rules are written.
     pub(crate) ipv6: Option<Ipv6Decision>,
+    /// The pod's runtime class, when its runtime does not heed the rules.
+    pub(crate) runtime_class: Option<String>,
+    /// Where pods are told of.
+    pub(crate) events: Option<Events>,
     /// Where it is remembered what was answered.
     pub(crate) records: Option<Arc<Mutex<Records>>>,
 }
@@ -78,6 +86,8 @@ impl Reply {
             sandbox,
             inode: 0,
             ipv6: None,
+            runtime_class: None,
+            events: None,
             records: None,
         }
     }
@@ -127,6 +137,46 @@ impl Reply {
         self.count(&answer, reason, elapsed, result.as_ref().is_err_and(Failure::is_refusal));
         self.remember(&answer, reason);
         self.log(&answer, elapsed, sent.err().as_ref());
+        self.tell(&answer, reason);
+    }
+
+    /// Tell whoever looks at the pod what they must know.
+    fn tell(&self, answer: &Answer, reason: &'static str) {
+        if self.operation != Operation::Add {
+            return;
+        }
+        if matches!(reason, "invalid_annotation" | "runtime_class_bypass") {
+            self.say(reason, answer.message.clone());
+        }
+        if answer.outcome != Outcome::Done {
+            return;
+        }
+        if self.ipv6 == Some(Ipv6Decision::Bypass) {
+            let reason = Ipv6Decision::Bypass.code();
+            self.metrics.bypass(reason);
+            self.say(reason, format!("the pod has an IPv6 address, and its proxy does not serve IPv6, which goes past it: {IPV6_HINT}"));
+        }
+        if let Some(class) = &self.runtime_class {
+            self.metrics.bypass("runtime_class_bypass");
+            let text = format!(
+                "runtime class {class} does not heed the rules of the pod's network namespace: its traffic goes past its proxy"
+            );
+            tracing::warn!(
+                reason = "runtime_class_bypass",
+                pod.namespace = self.sandbox.namespace,
+                pod.name = self.sandbox.name,
+                "{text}"
+            );
+            self.say("runtime_class_bypass", text);
+        }
+    }
+
+    fn say(&self, reason: &'static str, message: String) {
+        let Sandbox { namespace, name, uid, .. } = &self.sandbox;
+        if let Some(events) = &self.events {
+            let uid = uid.clone().unwrap_or_default();
+            events.say(Said { namespace: namespace.clone(), name: name.clone(), uid, reason, message });
+        }
     }
 
     fn count(&self, answer: &Answer, reason: &'static str, elapsed: Duration, refused: bool) {
@@ -180,10 +230,7 @@ impl Reply {
             (Some(unsent), _) => line!(warn, "answered, but the plugin is gone", unsent),
             (None, Outcome::Done) if self.operation == Operation::Check => line!(debug, "checked"),
             (None, Outcome::Done) if self.ipv6 == Some(Ipv6Decision::Bypass) => {
-                line!(
-                    warn,
-                    "answered; the pod's IPv6 goes past its proxy: see annotation traffic.waylay.io/ipv6-policy"
-                )
+                line!(warn, "answered; the pod's IPv6 goes past its proxy")
             }
             (None, Outcome::Done) => line!(info, "answered"),
             (None, _) => line!(warn, "failed", error),

@@ -53,7 +53,8 @@ fn bad_annotations() -> BTreeMap<String, String> {
 
 fn handler(versions: Versions, queue: usize) -> Handler {
     Handler {
-        ipv6_policy: redirect::Ipv6Policy::Auto,
+        policy: crate::policy::Policy::default(),
+        events: crate::observability::events::Events::none(Arc::new(Metrics::new())),
         versions,
         own_netns: Netns::own().unwrap().id().unwrap(),
         pods: Arc::new(OnePod),

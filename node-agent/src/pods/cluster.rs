@@ -7,20 +7,25 @@
 //!
 //! While the API server is away the pods known so far stay known.
 
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt as _, watcher as watch_pods};
+use kube::runtime::{WatchStreamExt as _, watcher as watch_objects};
 use kube::{Api, Client};
-use tokio::sync::{Semaphore, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::object::{Entry, PodObject};
 use super::store::{Match, Store, judge};
-use super::{Absent, Found, Key, Known, PodSource};
+use super::{Absent, Found, Key, Known, Labels, PodSource};
 use crate::observability::metrics::Metrics;
 
 /// Seconds after which the API server ends a watch, and a new one begins where it ended.
@@ -40,25 +45,46 @@ pub(crate) struct Cluster {
     questions: Semaphore,
 }
 
+/// What to watch, and who wants to know.
+pub(crate) struct Watching {
+    /// Whose pods.
+    pub(crate) node: String,
+    /// Whether the labels of namespaces are wanted, too.
+    pub(crate) namespaces: bool,
+    /// Told of each pod that came or changed, and when a list was whole.
+    pub(crate) seen: Box<dyn FnMut(Seen<'_>) + Send>,
+    /// Called once, when all is known.
+    pub(crate) synced: Box<dyn FnOnce() + Send>,
+}
+
+/// What is told of.
+pub(crate) enum Seen<'a> {
+    /// A pod that came or changed.
+    Pod(&'a Entry),
+    /// A list is whole; these uids are in it.
+    List(&'a HashSet<&'a str>),
+}
+
 struct Shared {
-    node: String,
     store: Mutex<Store>,
+    namespaces: Mutex<BTreeMap<String, BTreeMap<String, String>>>,
     changed: watch::Sender<u64>,
     metrics: Arc<Metrics>,
 }
 
 impl Cluster {
-    /// Start to watch the pods of `node` on the event loop of `runtime`; `synced` is called once, when all are known.
-    pub(crate) fn watch(
-        client: Client,
-        node: String,
-        runtime: &tokio::runtime::Handle,
-        metrics: Arc<Metrics>,
-        synced: impl FnOnce() + Send + 'static,
-    ) -> Self {
+    /// Start to watch on the event loop of `runtime`.
+    pub(crate) fn watch(client: Client, runtime: &Handle, metrics: Arc<Metrics>, watching: Watching) -> Self {
         let (changed, changes) = watch::channel(0);
-        let shared = Arc::new(Shared { node, store: Mutex::default(), changed, metrics });
-        runtime.spawn(Arc::clone(&shared).follow(client.clone(), synced));
+        let shared =
+            Arc::new(Shared { store: Mutex::default(), namespaces: Mutex::default(), changed, metrics });
+        let (listed, namespaces_listed) = oneshot::channel();
+        if watching.namespaces {
+            runtime.spawn(Arc::clone(&shared).follow_namespaces(client.clone(), listed));
+        } else {
+            let _ = listed.send(());
+        }
+        runtime.spawn(Arc::clone(&shared).follow(client.clone(), watching, namespaces_listed));
         Self { client, shared, changes, questions: Semaphore::new(QUESTIONS) }
     }
 
@@ -86,7 +112,7 @@ impl PodSource for Cluster {
             let mut changes = self.changes.clone();
             loop {
                 changes.mark_unchanged();
-                match self.shared.lock().find(key) {
+                match lock(&self.shared.store).find(key) {
                     Match::Known(known) => return Ok(known),
                     // Waiting would not tell more.
                     Match::Doubtful(_) => break,
@@ -97,6 +123,21 @@ impl PodSource for Cluster {
                 }
             }
             settle(self.ask(key).await?)
+        })
+    }
+
+    fn namespace_labels<'a>(&'a self, namespace: &'a str, deadline: Instant) -> Labels<'a> {
+        Box::pin(async move {
+            let mut changes = self.changes.clone();
+            loop {
+                changes.mark_unchanged();
+                if let Some(labels) = lock(&self.shared.namespaces).get(namespace) {
+                    return Ok(labels.clone());
+                }
+                if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+                    return Err(Absent::Namespace);
+                }
+            }
         })
     }
 }
@@ -114,63 +155,110 @@ fn settle(found: Match) -> Result<Known, Absent> {
 }
 
 impl Shared {
-    async fn follow(self: Arc<Self>, client: Client, synced: impl FnOnce()) {
-        let mut synced = Some(synced);
-        // From the server's cache: a thousand nodes that start at once must not make it read its store a thousand times.
-        // Its cache knows no pages.
-        let config = watcher::Config {
-            page_size: None,
-            ..watcher::Config::default()
-                .fields(&format!("spec.nodeName={}", self.node))
-                .timeout(WATCH)
-                .any_semantic()
-        };
-        let mut events = watch_pods(Api::<PodObject>::all(client), config).default_backoff().boxed();
+    async fn follow(self: Arc<Self>, client: Client, watching: Watching, namespaces: oneshot::Receiver<()>) {
+        let Watching { node, mut seen, synced, .. } = watching;
+        let mut synced = Some((synced, namespaces));
+        let config = from_cache().fields(&format!("spec.nodeName={node}"));
+        let mut events = watch_objects(Api::<PodObject>::all(client), config).default_backoff().boxed();
         let mut failing = false;
         while let Some(event) = events.next().await {
-            let event = match event {
-                Ok(event) => event,
-                Err(error) => {
-                    self.metrics.watch_errors.inc();
-                    // Once, however long it lasts.
-                    if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!(error = chain(&error), "watch the pods of this node; trying again");
-                    }
-                    continue;
-                }
-            };
-            if std::mem::take(&mut failing) {
-                tracing::info!("the watch of this node's pods goes on");
-            }
+            let Some(event) = self.heard(event, "the pods of this node", &mut failing) else { continue };
             let whole = matches!(event, Event::InitDone);
-            self.take(event);
-            if whole && let Some(synced) = synced.take() {
+            self.take(event, &mut seen);
+            if whole && let Some((synced, namespaces)) = synced.take() {
+                let _ = namespaces.await;
                 synced();
             }
         }
     }
 
-    fn take(&self, event: Event<PodObject>) {
-        let pods = {
-            let mut store = self.lock();
-            match event {
-                Event::Init => store.begin(),
-                Event::InitApply(pod) => store.list(pod.into()),
-                Event::InitDone => store.end(),
-                Event::Apply(pod) => store.apply(pod.into()),
-                Event::Delete(pod) => store.remove(&Entry::from(pod)),
-            }
-            store.len()
+    async fn follow_namespaces(self: Arc<Self>, client: Client, listed: oneshot::Sender<()>) {
+        let mut listed = Some(listed);
+        let mut events = watch_objects(Api::<PartialObjectMeta<Namespace>>::all(client), from_cache())
+            .default_backoff()
+            .boxed();
+        let (mut failing, mut list) = (false, BTreeMap::new());
+        let entry = |object: PartialObjectMeta<Namespace>| {
+            let ObjectMeta { name, labels, .. } = object.metadata;
+            (name.unwrap_or_default(), labels.unwrap_or_default())
         };
-        self.metrics.pods.set(i64::try_from(pods).unwrap_or(i64::MAX));
+        while let Some(event) = events.next().await {
+            let Some(event) = self.heard(event, "namespaces", &mut failing) else { continue };
+            let mut known = lock(&self.namespaces);
+            match event {
+                Event::Init => list.clear(),
+                Event::InitApply(object) => list.extend([entry(object)]),
+                Event::InitDone => {
+                    *known = std::mem::take(&mut list);
+                    let _ = listed.take().map(|listed| listed.send(()));
+                }
+                Event::Apply(object) => known.extend([entry(object)]),
+                Event::Delete(object) => {
+                    known.remove(&entry(object).0);
+                }
+            }
+            drop(known);
+            self.changed.send_modify(|generation| *generation += 1);
+        }
+    }
+
+    /// Log and count the failures of a watch, each time that they begin or end.
+    fn heard<T>(&self, event: watcher::Result<T>, what: &str, failing: &mut bool) -> Option<T> {
+        let was_failing = std::mem::replace(failing, event.is_err());
+        match event {
+            Ok(event) => {
+                if was_failing {
+                    tracing::info!("the watch of {what} goes on");
+                }
+                Some(event)
+            }
+            Err(error) => {
+                self.metrics.watch_errors.inc();
+                // Once, however long it lasts.
+                if !was_failing {
+                    tracing::warn!(error = chain(&error), "watch {what}; trying again");
+                }
+                None
+            }
+        }
+    }
+
+    fn take(&self, event: Event<PodObject>, seen: &mut dyn FnMut(Seen<'_>)) {
+        let mut store = lock(&self.store);
+        match event {
+            Event::Init => store.begin(),
+            Event::InitApply(pod) => {
+                let entry = Entry::from(pod);
+                seen(Seen::Pod(&entry));
+                store.list(entry);
+            }
+            Event::InitDone => {
+                store.end();
+                seen(Seen::List(&store.uids().collect()));
+            }
+            Event::Apply(pod) => {
+                let entry = Entry::from(pod);
+                seen(Seen::Pod(&entry));
+                store.apply(entry);
+            }
+            Event::Delete(pod) => store.remove(&Entry::from(pod)),
+        }
+        self.metrics.pods.set(i64::try_from(store.len()).unwrap_or(i64::MAX));
+        drop(store);
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.metrics.watch_event.set(now.as_secs_f64());
         self.changed.send_modify(|generation| *generation += 1);
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lists come from the server's cache, which knows no pages: a thousand nodes that start at once must not make the server read its
+/// store a thousand times.
+fn from_cache() -> watcher::Config {
+    watcher::Config { page_size: None, ..watcher::Config::default().timeout(WATCH).any_semantic() }
 }
 
 /// A client with the pod's own ServiceAccount, whose requests are counted.
@@ -254,6 +342,15 @@ mod tests {
         Full::from(format!("{value}\n")).boxed_unsync()
     }
 
+    fn watching(synced: impl FnOnce() + Send + 'static) -> Watching {
+        Watching {
+            node: "node-1".into(),
+            namespaces: false,
+            seen: Box::new(|_| {}),
+            synced: Box::new(synced),
+        }
+    }
+
     impl Server {
         /// `single` is what the server has when it is asked for one pod.
         fn start(listed: Vec<Value>, single: Option<Value>) -> Self {
@@ -292,10 +389,9 @@ mod tests {
             let (synced, is_synced) = mpsc::sync_channel(1);
             let cluster = Cluster::watch(
                 self.client.clone(),
-                "node-1".into(),
-                &tokio::runtime::Handle::current(),
+                &Handle::current(),
                 Arc::new(Metrics::new()),
-                move || synced.send(()).unwrap(),
+                watching(move || synced.send(()).unwrap()),
             );
             while is_synced.try_recv().is_err() || self.says.receiver_count() == 0 {
                 tokio::task::yield_now().await;
@@ -372,10 +468,9 @@ mod tests {
         });
         let cluster = Cluster::watch(
             Client::new(service, "default"),
-            "node-1".into(),
-            &tokio::runtime::Handle::current(),
+            &Handle::current(),
             Arc::new(Metrics::new()),
-            || {},
+            watching(|| {}),
         );
         let begin = Instant::now();
         let error = find(&cluster, "a", Some("1")).await.unwrap_err();

@@ -8,14 +8,16 @@ mod manifest;
 mod object;
 mod store;
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use redirect::Pod;
 use tokio::time::Instant;
 
-pub(crate) use cluster::{Cluster, client};
+pub(crate) use cluster::{Cluster, Seen, Watching, chain, client};
 pub(crate) use directory::Directory;
+pub(crate) use object::Entry;
 
 /// A pod as the runtime names it.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,9 @@ pub(crate) enum Absent {
         /// Where to look.
         place: String,
     },
+    /// Its namespace is not known, whose labels decide.
+    #[error("its namespace is not among those known to the agent")]
+    Namespace,
     /// It is not among the pods that are known, and asking for it failed.
     #[error("not among the pods known to the agent, and {place} could not be asked: {error}")]
     Unreachable {
@@ -75,9 +80,18 @@ pub(crate) enum Absent {
 /// The answer, some time before the deadline.
 pub(crate) type Found<'a> = Pin<Box<dyn Future<Output = Result<Known, Absent>> + Send + 'a>>;
 
+/// Labels, or why they are not known.
+pub(crate) type Labels<'a> =
+    Pin<Box<dyn Future<Output = Result<BTreeMap<String, String>, Absent>> + Send + 'a>>;
+
 /// A place that knows pods.
 pub(crate) trait PodSource: Send + Sync {
     /// The pod of that name, waiting for it until `deadline`: the runtime may start a pod before the source hears of it.
     /// A source that can ask somebody does so then, which takes a while longer.
     fn find<'a>(&'a self, key: Key<'a>, deadline: Instant) -> Found<'a>;
+
+    /// The labels of a namespace, waiting for it until `deadline`; a source without namespaces has none.
+    fn namespace_labels<'a>(&'a self, _namespace: &'a str, _deadline: Instant) -> Labels<'a> {
+        Box::pin(async { Ok(BTreeMap::new()) })
+    }
 }

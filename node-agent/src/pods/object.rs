@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::Resource;
 use redirect::{Metadata, Pod, Spec};
 use serde::Deserialize;
@@ -18,9 +18,18 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 pub(crate) struct PodObject {
     metadata: ObjectMeta,
     #[serde(default)]
-    spec: Spec,
+    spec: PodSpec,
     #[serde(default)]
     status: Status,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodSpec {
+    #[serde(rename = "hostNetwork")]
+    host_network: bool,
+    #[serde(flatten)]
+    read: Spec,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -28,6 +37,27 @@ pub(crate) struct PodObject {
 struct Status {
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
+    start_time: Option<Time>,
+    init_container_statuses: Vec<ContainerStatus>,
+    container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerStatus {
+    state: ContainerState,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerState {
+    running: Option<Running>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Running {
+    started_at: Option<Time>,
 }
 
 /// A pod that the API server has, and what tells it from another one of the same name.
@@ -39,6 +69,12 @@ pub(crate) struct Entry {
     pub(crate) terminating: bool,
     /// Whether it has an address: a sandbox was made for it already.
     pub(crate) addressed: bool,
+    /// Whether it lives in the node's own network namespace, for which no plugin is called.
+    pub(crate) host_network: bool,
+    /// When the kubelet first saw it, in seconds since 1970.
+    pub(crate) started: Option<i64>,
+    /// When the container of it that runs since the shortest time was started, in seconds since 1970.
+    pub(crate) last_container: Option<i64>,
     /// The UID by which the runtime knows it, when it is a mirror of a static pod.
     pub(crate) mirror_of: Option<String>,
 }
@@ -75,6 +111,9 @@ impl Resource for PodObject {
 impl From<PodObject> for Entry {
     fn from(object: PodObject) -> Self {
         let PodObject { metadata, spec, status } = object;
+        let PodSpec { host_network, read: spec } = spec;
+        let statuses = status.init_container_statuses.iter().chain(&status.container_statuses);
+        let seconds = |time: &Time| time.0.as_second();
         let mut annotations: BTreeMap<_, _> = metadata.annotations.unwrap_or_default();
         let mirror_of = annotations.get(MIRROR).cloned();
         // A pod may carry 256 KiB of them, and a node has hundreds of pods.
@@ -92,6 +131,12 @@ impl From<PodObject> for Entry {
             },
             terminating: metadata.deletion_timestamp.is_some(),
             addressed: status.pod_ip.is_some_and(|address| !address.is_empty()),
+            host_network,
+            started: status.start_time.as_ref().map(seconds),
+            last_container: statuses
+                .filter_map(|container| container.state.running.as_ref()?.started_at.as_ref())
+                .map(seconds)
+                .max(),
             mirror_of,
         }
     }
@@ -120,12 +165,20 @@ mod tests {
                 {"name": "app", "env": [{"name": "SECRET", "value": "x"}], "args": ["--long"]},
                 {"name": "istio-proxy", "args": ["proxy", "sidecar"], "env": [{"name": "A", "value": "b"}]},
             ]},
-            "status": {"podIP": "10.0.0.1", "phase": "Running"},
+            "status": {
+                "podIP": "10.0.0.1", "phase": "Running", "startTime": "2026-01-01T00:00:00Z",
+                "containerStatuses": [
+                    {"state": {"running": {"startedAt": "2026-01-01T00:00:02Z"}}}, {"state": {"waiting": {}}},
+                    {"state": {"running": {"startedAt": "2026-01-01T00:00:05Z"}}},
+                ],
+            },
         }))
         .unwrap();
         let entry = Entry::from(object);
         assert!(entry.terminating && entry.addressed);
         assert_eq!(entry.mirror_of.as_deref(), Some("hash"));
+        let begin = entry.started.unwrap();
+        assert_eq!((entry.last_container, entry.host_network), (Some(begin + 5), false));
         assert_eq!(entry.pod.metadata.annotations.keys().collect::<Vec<_>>(), ["sidecar.istio.io/status"]);
         assert_eq!(entry.pod.metadata.labels["app"], "a");
         assert_eq!(entry.pod.spec.runtime_class_name.as_deref(), Some("gvisor"));

@@ -72,6 +72,11 @@ impl Store {
         }
     }
 
+    /// The uids of all.
+    pub(crate) fn uids(&self) -> impl Iterator<Item = &str> {
+        self.pods.values().filter_map(|stored| stored.pod.metadata.uid.as_deref())
+    }
+
     /// How many there are.
     pub(crate) fn len(&self) -> usize {
         self.pods.len()
@@ -97,7 +102,7 @@ pub(crate) fn judge(entry: Entry, key: Key<'_>) -> Match {
 
 impl From<Entry> for Stored {
     fn from(entry: Entry) -> Self {
-        let Entry { pod, terminating, addressed, mirror_of } = entry;
+        let Entry { pod, terminating, addressed, mirror_of, .. } = entry;
         Self { pod: Arc::new(pod), terminating, addressed, mirror_of }
     }
 }
@@ -142,6 +147,9 @@ mod tests {
             },
             terminating: false,
             addressed: false,
+            host_network: false,
+            started: None,
+            last_container: None,
             mirror_of: None,
         }
     }

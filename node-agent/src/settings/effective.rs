@@ -10,7 +10,7 @@ use super::table::{self, Effect, all};
 use super::values::Values;
 
 /// The answer of `/config`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Effective {
     /// What the agent works with.
     pub(crate) settings: Settings,

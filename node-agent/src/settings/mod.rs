@@ -18,14 +18,17 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use redirect::Ipv6Policy;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 pub(crate) use effective::Effective;
 pub(crate) use install::{InstallSettings, Place};
 pub(crate) use values::{SettingError, Values};
 
+use crate::policy::{Bypass, Excluded, Mode, Policy, RuntimeClasses};
+use values::items;
+
 /// What the process is to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Settings {
     /// Directory of the sockets.
     pub(crate) run_dir: PathBuf,
@@ -37,9 +40,10 @@ pub(crate) struct Settings {
     pub(crate) health_port: Option<u16>,
     /// Address of both; nothing means all of both families.
     pub(crate) bind_address: Option<IpAddr>,
-    /// What is done with IPv6 that a pod's proxy does not serve.
-    #[serde(serialize_with = "policy")]
-    pub(crate) ipv6_policy: Ipv6Policy,
+    /// What is said about pods, whatever they say themselves.
+    pub(crate) policy: Policy,
+    /// When a stop is an uninstall.
+    pub(crate) leave: LeaveSettings,
     /// Whether ambient mode is asked for.
     pub(crate) ambient_enabled: bool,
     /// As given: `scope:level,…`.
@@ -48,6 +52,17 @@ pub(crate) struct Settings {
     pub(crate) log_as_json: bool,
     /// What goes onto the node.
     pub(crate) install: InstallSettings,
+}
+
+/// When a stop is an uninstall.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct LeaveSettings {
+    /// The agent's own DaemonSet.
+    pub(crate) daemonset: String,
+    /// Its namespace; empty: nobody is asked.
+    pub(crate) namespace: String,
+    /// How long the API server may be asked.
+    pub(crate) seconds: u64,
 }
 
 /// Where pods are known from.
@@ -86,9 +101,16 @@ impl Settings {
             bind_address: values.value(&table::BIND_ADDRESS, "an IP address", |text| {
                 if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
             }),
-            ipv6_policy: values.value(&table::IPV6_POLICY, "auto, capture or drop", |text| {
-                if text.is_empty() { Some(Ipv6Policy::default()) } else { text.parse().ok() }
-            }),
+            policy: policy(values),
+            leave: LeaveSettings {
+                daemonset: values.text(&table::DAEMONSET_NAME),
+                namespace: values.text(&table::POD_NAMESPACE),
+                seconds: values.number(
+                    &table::STOP_SECONDS,
+                    "a whole number of seconds, 0 to 25",
+                    |seconds| u64::try_from(seconds).ok().filter(|seconds| *seconds <= 25),
+                ),
+            },
             ambient_enabled: values.bool(&table::AMBIENT_ENABLED),
             log_output_level: values.text(&table::LOG_OUTPUT_LEVEL),
             log_as_json: values.bool(&table::LOG_AS_JSON),
@@ -101,10 +123,26 @@ impl Settings {
     }
 }
 
-fn policy<S: Serializer>(policy: &Ipv6Policy, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(match policy {
-        Ipv6Policy::Auto => "auto",
-        Ipv6Policy::Capture => "capture",
-        Ipv6Policy::Drop => "drop",
-    })
+fn policy(values: &mut Values) -> Policy {
+    let selector = "a label selector with matchLabels or matchExpressions that does not select everything";
+    Policy {
+        mode: values.value(&table::MODE, "redirect or observe", |text| match text {
+            "redirect" | "" => Some(Mode::Redirect),
+            "observe" => Some(Mode::Observe),
+            _ => None,
+        }),
+        ipv6: values.value(&table::IPV6_POLICY, "auto, capture or drop", |text| {
+            if text.is_empty() { Some(Ipv6Policy::default()) } else { text.parse().ok() }
+        }),
+        runtime_classes: RuntimeClasses(
+            items(&values.text(&table::RUNTIME_CLASSES)).map(str::to_owned).collect(),
+        ),
+        runtime_class: values.value(&table::RUNTIME_CLASS_POLICY, "report or refuse", |text| match text {
+            "report" | "" => Some(Bypass::Report),
+            "refuse" => Some(Bypass::Refuse),
+            _ => None,
+        }),
+        excluded_pods: values.value(&table::EXCLUDE_POD_SELECTOR, selector, Excluded::parse),
+        excluded_namespaces: values.value(&table::EXCLUDE_NAMESPACE_SELECTOR, selector, Excluded::parse),
+    }
 }

@@ -88,6 +88,20 @@ settings! {
         "address that both ports are bound to; empty: all addresses of both families";
     IPV6_POLICY: "ipv6-policy", ["IPV6_POLICY"], Text, "auto",
         "what is done with IPv6 that a pod's proxy does not serve: `auto` (leave it alone, as Istio does), `capture` or `drop`";
+    MODE: "mode", ["MODE"], Text, "redirect",
+        "`redirect`, or `observe`: decide, log and count, and change nothing in any pod";
+    RUNTIME_CLASSES: "runtime-classes", ["RUNTIME_CLASSES"], Text, "gvisor,runsc,kata*",
+        "comma-separated runtime classes whose pods do not heed the rules of their network namespace; a trailing `*` for any ending";
+    RUNTIME_CLASS_POLICY: "runtime-class-policy", ["RUNTIME_CLASS_POLICY"], Text, "report",
+        "what is done with a mesh pod of such a class: `report` (it starts; log, metric and event tell) or `refuse`";
+    EXCLUDE_POD_SELECTOR: "", ["EXCLUDE_POD_SELECTOR"], Text, "",
+        "label selector (YAML or JSON, as in Kubernetes) of pods that are left alone";
+    EXCLUDE_NAMESPACE_SELECTOR: "", ["EXCLUDE_NAMESPACE_SELECTOR"], Text, "",
+        "the same for the labels of their namespaces, which are watched then";
+    DAEMONSET_NAME: "daemonset-name", ["DAEMONSET_NAME"], Text, "istio-cni-node",
+        "the agent's own DaemonSet in `POD_NAMESPACE`: when it is gone or being deleted at the agent's end, the node is cleaned up";
+    STOP_SECONDS: "stop-decision-seconds", ["STOP_DECISION_SECONDS"], Number, "4",
+        "how long the agent may ask at its end whether the stop is an uninstall, 0 (never) to 25; less than the grace period";
     AMBIENT_ENABLED: "ambient-enabled", ["AMBIENT_ENABLED"], Bool, "false",
         "not served yet: while true, sidecars are redirected as ever, and the agent stays not ready with `ambient_not_supported`";
     LOG_OUTPUT_LEVEL: "log_output_level", [], Text, "",

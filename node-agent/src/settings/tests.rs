@@ -106,7 +106,7 @@ fn a_flag_beats_the_variable_and_the_variable_beats_the_default() {
     assert_eq!(settings.run_dir, PathBuf::from("/run/env"));
     assert_eq!(settings.install.entry.cni_agent_run_dir, PathBuf::from("/run/env"));
     assert_eq!(settings.monitoring_port, Some(2));
-    assert_eq!(settings.ipv6_policy, Ipv6Policy::Drop);
+    assert_eq!(settings.policy.ipv6, Ipv6Policy::Drop);
     // Also when the flag gives the default.
     assert!(
         install(&["--chained-cni-plugin"], &[("CHAINED_CNI_PLUGIN", "false")]).place
