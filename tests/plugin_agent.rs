@@ -261,6 +261,35 @@ fn a_newer_agent_that_hangs_after_it_took_the_role_disturbs_no_add() {
 }
 
 #[test]
+fn adds_that_an_agent_has_accepted_before_it_hung_move_to_the_newer_one() {
+    let node = Node::new();
+    let older = node.start_agent();
+    let sandboxes: Vec<_> = (0..20).map(|n| node.sandbox(&format!("web-{n}"))).collect();
+    sandboxes.iter().for_each(|sandbox| node.write_mesh_pod(sandbox, &[]));
+    older.signal(Signal::SIGSTOP);
+    let adds: Vec<_> =
+        sandboxes.iter().map(|sandbox| node.spawn_plugin("ADD", sandbox, &node.config())).collect();
+    std::thread::sleep(Duration::from_millis(300));
+    let _newer = node.start_agent();
+    let begin = Instant::now();
+    for (add, sandbox) in adds.into_iter().zip(&sandboxes) {
+        assert_eq!(finish(add).code(), 0);
+        assert_eq!(sandbox.programmed(), Programmed::Complete);
+    }
+    println!("20 ADDs left the agent that hangs {:?} after the newer one answered", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    // What it finds when it goes on is not done twice.
+    let before: Vec<_> = sandboxes.iter().map(Sandbox::tables).collect();
+    older.signal(Signal::SIGCONT);
+    let give_up = Instant::now() + Duration::from_secs(10);
+    while !older.http(15014, "/metrics").contains("waylay_socket_holder 0") {
+        assert!(Instant::now() < give_up, "the older agent does not go on");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(sandboxes.iter().map(Sandbox::tables).eq(before));
+}
+
+#[test]
 fn the_older_agent_ends_and_the_newer_one_serves_on() {
     let node = Node::new();
     let mut old = node.start_agent();

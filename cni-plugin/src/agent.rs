@@ -12,8 +12,8 @@ use agent_api::{Answer, ExchangeError, Notice, Outcome, PROTOCOL, Request, excha
 use cni::{Code, Error};
 use nix::errno::Errno;
 
-/// Longest wait for one answer. An agent that hangs loses the socket to another one within a second or so, but a
-/// connection that it has accepted is lost; asking anew is harmless, because ADD and CHECK are idempotent.
+/// Longest wait for one answer, when no other agent takes the socket meanwhile: that ends an exchange at once. Asking anew
+/// is harmless, because ADD and CHECK are idempotent.
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// Shortest and longest pause between two attempts. A kernel without a listener answers in microseconds, and a node
 /// starts many pods at once: the pauses grow and are spread.

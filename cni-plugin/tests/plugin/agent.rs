@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! ADD and CHECK with an agent that answers, closes, resets, refuses, hangs, is late or is of another release.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use agent_api::netns::{Netlink, Netns};
 use agent_api::{Operation, Outcome, PROTOCOL};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 use crate::harness::{Caller, FakeAgent, Received, RunDir, Step, TestNetns, answer, bound, done, finish};
 
@@ -88,6 +89,54 @@ fn a_connection_to_an_agent_that_hangs_is_given_up_and_the_next_one_serves() {
     finished.succeeded_with(OK);
     assert!((4..8).contains(&finished.took.as_secs()), "{finished:?}");
     assert_eq!(agent.seen().len(), 2);
+}
+
+/// An ADD that waits for an agent which hangs, until a newer one takes the name of the socket.
+fn add_moves_to_the_newer_agent(dir: &RunDir) {
+    let netns = TestNetns::new();
+    let waiting = call("ADD", dir, &netns, "").start();
+    std::thread::sleep(Duration::from_millis(500));
+    let newer = FakeAgent::take_over(dir, vec![done()]);
+    let finished = finish(waiting);
+    finished.succeeded_with(OK);
+    // Without a look at the name it would be 5 s.
+    assert!((500..2500).contains(&finished.took.as_millis()), "{finished:?}");
+    assert_eq!(newer.seen().len(), 1);
+}
+
+#[test]
+fn an_agent_that_hangs_is_left_for_the_one_that_takes_the_socket() {
+    let dir = RunDir::new();
+    let older = FakeAgent::start(&dir, vec![Step::Hang, done()]);
+    add_moves_to_the_newer_agent(&dir);
+    drop(older);
+}
+
+#[test]
+fn so_is_one_that_accepts_nothing() {
+    let dir = RunDir::new();
+    let older = bound(&agent_api::path::requests(&dir.0));
+    nix::sys::socket::listen(&older, nix::sys::socket::Backlog::new(4).unwrap()).unwrap();
+    add_moves_to_the_newer_agent(&dir);
+}
+
+#[test]
+fn so_is_one_whose_backlog_is_full() {
+    let dir = RunDir::new();
+    let path = agent_api::path::requests(&dir.0);
+    let older = bound(&path);
+    nix::sys::socket::listen(&older, nix::sys::socket::Backlog::new(1).unwrap()).unwrap();
+    let connected: Vec<_> = std::iter::repeat_with(|| dial(&path)).map_while(Result::ok).take(10).collect();
+    assert!(connected.len() < 10, "the backlog has an end");
+    add_moves_to_the_newer_agent(&dir);
+}
+
+/// A connection, made without waiting.
+fn dial(path: &std::path::Path) -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
 }
 
 #[test]

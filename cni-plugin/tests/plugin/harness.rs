@@ -235,7 +235,19 @@ pub(crate) struct FakeAgent(JoinHandle<Vec<Received>>);
 
 impl FakeAgent {
     pub(crate) fn start(dir: &RunDir, script: Vec<Step>) -> Self {
-        let listener = bound(&path::requests(&dir.0));
+        Self::listening(&path::requests(&dir.0), script)
+    }
+
+    /// One that takes the name of the socket, as a newer agent does.
+    pub(crate) fn take_over(dir: &RunDir, script: Vec<Step>) -> Self {
+        let own = dir.0.join("newer.sock");
+        let agent = Self::listening(&own, script);
+        fs::rename(own, path::requests(&dir.0)).unwrap();
+        agent
+    }
+
+    fn listening(path: &Path, script: Vec<Step>) -> Self {
+        let listener = bound(path);
         listen(&listener, Backlog::new(128).unwrap()).unwrap();
         setsockopt(&listener, sockopt::ReceiveTimeout, &TimeVal::seconds(20)).unwrap();
         Self(std::thread::spawn(move || serve(&listener, script)))
