@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agent_api::{Answer, Operation, Outcome, Request, Sandbox, Versions, exchange};
+use agent_api::{Answer, ExchangeError, Operation, Outcome, Request, Sandbox, Versions, exchange};
 use cni::Code;
 
 use super::self_test;
@@ -158,6 +158,8 @@ fn alive(public: &Path, versions: Versions) -> bool {
             tracing::warn!(error = answer.message, "the agent that holds the socket cannot answer an ADD");
             false
         }
+        // A third agent took it just now, and could answer then.
+        Err(ExchangeError::Replaced) => true,
         Err(error) => {
             tracing::warn!(%error, "the agent that holds the socket does not answer");
             false
