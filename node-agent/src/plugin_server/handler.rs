@@ -242,7 +242,7 @@ impl Job for Exchange {
     fn run(self: Box<Self>) {
         let Self { work, mut reply, sandbox, wait, closer, records } = *self;
         // It asks again, or has failed; what would be written now could be of a sandbox that is gone.
-        if !wait.is_zero() && reply.age() > wait {
+        if reply.is_left() || !wait.is_zero() && reply.age() > wait {
             reply.give_up(&Refusal::GaveUp);
             return closer.close(work);
         }

@@ -3,12 +3,13 @@
 //!
 //! Whoever holds a [`Reply`] owes the plugin an answer; dropping it, also by a panic, answers "defect".
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use agent_api::frame::{self, FrameError};
 use agent_api::{Answer, Operation, Outcome, Sandbox, Versions, fault_point};
+use nix::sys::socket::{MsgFlags, recv};
 use prometheus_client::metrics::gauge::Gauge;
 use redirect::Ipv6Decision;
 
@@ -100,6 +101,13 @@ impl Reply {
     /// How long ago the connection was accepted.
     pub(crate) fn age(&self) -> Duration {
         self.owed.as_ref().map(|connection| connection.since.elapsed()).unwrap_or_default()
+    }
+
+    /// Whether the plugin has hung up: it has asked another agent, or was killed.
+    pub(crate) fn is_left(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let peek = |connection: &Connection| recv(connection.socket.as_raw_fd(), &mut [0], flags);
+        self.owed.as_ref().is_some_and(|connection| peek(connection) == Ok(0))
     }
 
     /// Hang up without an answer: nobody waits for it.

@@ -322,6 +322,23 @@ async fn a_request_whose_plugin_has_given_up_is_dropped_without_work() {
 }
 
 #[tokio::test]
+async fn a_request_whose_plugin_has_hung_up_is_dropped_without_work() {
+    let handler = handler(PROTOCOL, 8);
+    let fds = sandbox();
+    let add = request(PROTOCOL, Operation::Add, "a").encode();
+    let (plugin, agent) = pair();
+    let raw: Vec<_> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
+    frame::send(&plugin, &add, &raw).unwrap();
+    drop(plugin);
+    let (_ender, ending) = watch::channel(false);
+    session::serve(Connection::new(agent, Gauge::default()), &handler, ending).await;
+    let answer = exchange(&handler, &add, &fds).await.unwrap();
+    assert_eq!(answer.reason, "programmed", "nothing was there");
+    let counted = "waylay_refused_peers_total{reason=\"plugin_gave_up\"} 1";
+    assert!(handler.metrics.render().contains(counted), "{}", handler.metrics.render());
+}
+
+#[tokio::test]
 async fn descriptors_are_closed_after_the_answer_by_the_closer() {
     struct Held(std::sync::mpsc::Receiver<()>);
     impl Drop for Held {
