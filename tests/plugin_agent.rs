@@ -347,11 +347,19 @@ fn the_plugin_sends_every_annotation_that_the_agent_reads() {
     assert_eq!(sent, read);
 }
 
-/// The reason code about IPv6 in the last line of the log that has one.
-fn ipv6_reason(node: &Node) -> String {
-    let log = std::fs::read_to_string(node.log()).unwrap();
-    let field = log.lines().filter_map(|line| line.split("ipv6=").nth(1)).next_back();
-    field.unwrap_or_default().split([' ', '"']).find(|word| !word.is_empty()).unwrap_or_default().to_owned()
+/// The reason code about IPv6 of the `nth` ADD that succeeded. The agent writes the line after its answer.
+fn ipv6_reason(node: &Node, nth: usize) -> String {
+    let give_up = Instant::now() + Duration::from_secs(10);
+    loop {
+        let log = std::fs::read_to_string(node.log()).unwrap();
+        // A last line without an end is not all there.
+        let lines = log.rsplit_once('\n').map(|(lines, _)| lines).unwrap_or_default().lines();
+        if let Some(field) = lines.filter_map(|line| line.split("ipv6=").nth(1)).nth(nth - 1) {
+            return field.split([' ', '"']).find(|word| !word.is_empty()).unwrap_or_default().to_owned();
+        }
+        assert!(Instant::now() < give_up, "no line about it: {log}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A mesh pod whose proxy does not say that it is dual-stack.
@@ -387,7 +395,7 @@ fn ipv6_that_the_proxy_does_not_serve_is_reported_captured_or_dropped() {
         let metrics = agent.http(15014, "/metrics");
         let line = format!("waylay_ipv6_total{{reason=\"{reason}\"}} 1");
         assert!(metrics.lines().any(|l| l == line), "{line}: {metrics}");
-        assert_eq!(ipv6_reason(&node), reason);
+        assert_eq!(ipv6_reason(&node, 1), reason);
     }
 }
 
@@ -408,17 +416,17 @@ fn a_policy_that_is_none_fails_the_pod_or_the_agent() {
 fn what_the_network_plugins_reported_says_which_families_the_pod_has() {
     let node = Node::new();
     let _agent = node.start_agent();
-    for (ips, reason) in [
-        (json!([{"address": "fd00:9::2/64"}]), "ipv6_served"),
-        (json!([{"address": "10.9.0.2/24"}]), "ipv6_bypass"),
-        (json!([]), "ipv6_bypass"),
+    for (nth, ips, reason) in [
+        (1, json!([{"address": "fd00:9::2/64"}]), "ipv6_served"),
+        (2, json!([{"address": "10.9.0.2/24"}]), "ipv6_bypass"),
+        (3, json!([]), "ipv6_bypass"),
     ] {
         let sandbox = node.sandbox("web");
         single_stack(&node, &sandbox, json!({}));
         let mut config = node.config();
         config["prevResult"]["ips"] = ips.clone();
         assert_eq!(finish(node.spawn_plugin("ADD", &sandbox, &config)).code(), 0);
-        assert_eq!(ipv6_reason(&node), reason, "{ips}");
+        assert_eq!(ipv6_reason(&node, nth), reason, "{ips}");
     }
     // Reported, and not there yet.
     let sandbox = node.sandbox("early");
@@ -428,5 +436,5 @@ fn what_the_network_plugins_reported_says_which_families_the_pod_has() {
     config["prevResult"]["ips"] = json!([]);
     assert_eq!(finish(node.spawn_plugin("ADD", &sandbox, &config)).code(), 110, "nobody knows an address");
     assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
-    assert_eq!(ipv6_reason(&node), "ipv6_absent");
+    assert_eq!(ipv6_reason(&node, 4), "ipv6_absent");
 }

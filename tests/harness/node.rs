@@ -19,6 +19,7 @@ use agent_api::netns::{self, Netlink};
 use agent_api::{Operation, PROTOCOL, Request, exchange};
 use kernel::Backend as _;
 use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ruleset::{Fingerprint, Table};
@@ -176,6 +177,8 @@ impl Node {
         // SAFETY: between fork and exec only system calls are made.
         unsafe {
             command.pre_exec(|| {
+                // Also when the test is killed.
+                prctl::set_pdeathsig(Signal::SIGKILL)?;
                 unshare(CloneFlags::CLONE_NEWNET)?;
                 keep_only_net_admin()
             });
