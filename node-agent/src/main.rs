@@ -30,6 +30,8 @@ const BAD_SETTINGS: u8 = 64;
 
 fn main() -> ExitCode {
     let started = SystemTime::now();
+    #[cfg(feature = "fault-injection")]
+    let _ = ::install::fault::HOOK.set(agent_api::fault_point);
     let invocation = match parse(std::env::args_os(), |name| std::env::var(name).ok()) {
         Ok(invocation) => invocation,
         Err(error) => {

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -384,10 +384,22 @@ impl Agent {
     /// # Panics
     /// When it lasts longer than 10 s.
     pub fn wait(&mut self) -> bool {
+        self.status().success()
+    }
+
+    /// Wait for the end and say whether SIGKILL brought it about.
+    ///
+    /// # Panics
+    /// When it lasts longer than 10 s.
+    pub fn killed(&mut self) -> bool {
+        self.status().signal() == Some(Signal::SIGKILL as i32)
+    }
+
+    fn status(&mut self) -> ExitStatus {
         let give_up = Instant::now() + Duration::from_secs(10);
         loop {
             if let Some(status) = self.0.try_wait().expect("the agent is a child of ours") {
-                return status.success();
+                return status;
             }
             assert!(Instant::now() < give_up, "the agent does not end");
             std::thread::sleep(Duration::from_millis(5));

@@ -131,7 +131,7 @@ fn removes(world: &World, mode: &str, before: &crate::world::Tree, what: &str) {
     same(&world.tree(), before, &format!("{mode} {what}"));
 }
 
-fn every_loader_has_a_network(world: &World, mode: &str, what: &str) {
+pub(crate) fn every_loader_has_a_network(world: &World, mode: &str, what: &str) {
     for (runtime, loaded) in [("containerd", containerd(&world.root)), ("CRI-O", crio(&world.root))] {
         // In standalone mode, without Multus, the primary network's file comes first.
         let network = loaded.unwrap_or_else(|error| panic!("{runtime}, {mode}, {what}: {error:?}"));
@@ -153,7 +153,7 @@ pub(crate) fn is_installed(world: &World, mode: &str, what: &str) {
     assert_eq!(networks.iter().any(|network| network.file == OWN), mode == "own");
 }
 
-fn snapshot(world: &World) -> std::path::PathBuf {
+pub(crate) fn snapshot(world: &World) -> std::path::PathBuf {
     let copy = world.root.join("copy");
     for dir in ["bin", "conf"] {
         std::fs::create_dir_all(&copy).unwrap();
@@ -166,7 +166,7 @@ fn snapshot(world: &World) -> std::path::PathBuf {
     copy
 }
 
-fn restore(world: &World, copy: &std::path::Path) {
+pub(crate) fn restore(world: &World, copy: &std::path::Path) {
     for dir in ["bin", "conf"] {
         std::fs::remove_dir_all(world.root.join(dir)).unwrap();
         std::fs::rename(copy.join(dir), world.root.join(dir)).unwrap();

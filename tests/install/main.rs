@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
 
+mod agent;
 mod crash;
 mod files;
 mod loaders;
