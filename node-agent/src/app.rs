@@ -204,15 +204,26 @@ fn start(
         records: Arc::clone(&view.records),
     });
     let names = Arc::new(names);
+    let had_role = Arc::new(AtomicBool::new(false));
     let watch = installer.map(|installer| {
         // Installer and socket are one role: who lost the socket writes nothing more, from that moment on.
         let (names, ending) = (Arc::clone(&names), Arc::clone(ending));
         let may_write = move || !ending.load(Ordering::Acquire) && names.are_ours();
-        install::keep(installer, may_write, Arc::clone(&view.readiness), Arc::clone(metrics))
+        let had_role = Arc::clone(&had_role);
+        let had_a_turn = move || had_role.load(Ordering::Acquire);
+        install::keep(installer, may_write, had_a_turn, Arc::clone(&view.readiness), Arc::clone(metrics))
     });
     let watch = watch.transpose().context("start the installer")?;
-    let lost =
-        start_role(&names, ending, metrics, &view.readiness, pods_synced, watch).context("start the role")?;
+    let held = {
+        let gauge = metrics.role.clone();
+        move |held: bool| {
+            had_role.fetch_or(held, Ordering::AcqRel);
+            if gauge.set(i64::from(held)) != i64::from(held) {
+                watch.iter().for_each(Watch::look);
+            }
+        }
+    };
+    let lost = start_role(&names, ending, &view.readiness, pods_synced, held).context("start the role")?;
     Ok(Started { sockets, names, handler, client, lost })
 }
 
@@ -292,23 +303,16 @@ fn look_out(
 fn start_role(
     names: &Arc<Names>,
     ending: &Arc<AtomicBool>,
-    metrics: &Metrics,
     readiness: &Arc<Readiness>,
     pods_synced: mpsc::Receiver<()>,
-    watch: Option<Watch>,
+    held: impl Fn(bool) + Send + 'static,
 ) -> io::Result<oneshot::Receiver<Lost>> {
     let (names, ending, readiness) = (Arc::clone(names), Arc::clone(ending), Arc::clone(readiness));
-    let gauge = metrics.role.clone();
     let (lose, lost) = oneshot::channel();
     thread::Builder::new().name("role".to_owned()).spawn(move || {
         let backed = |unfit: Option<&str>| match unfit {
             None => readiness.clear(Blocker::Socket),
             Some(reason) => readiness.block(Blocker::Socket, reason),
-        };
-        let held = |held: bool| {
-            if gauge.set(i64::from(held)) != i64::from(held) {
-                watch.iter().for_each(Watch::look);
-            }
         };
         if pods_synced.recv().is_ok()
             && let Err(error) = plugin_server::hold_role(&names, PROTOCOL, &ending, held, backed)

@@ -14,19 +14,21 @@ use crate::observability::metrics::Metrics;
 use crate::observability::readiness::{Blocker, Readiness};
 use crate::settings::{InstallSettings, Place};
 
-/// Keep the node as `settings` say for as long as `may_write`, and tell how it stands.
+/// Keep the node as `installer` says for as long as `may_write`, and tell how it stands. Until the first turn, which
+/// `had_a_turn` tells, that is unknown.
 ///
 /// # Errors
 /// Those of starting a thread.
 pub(crate) fn keep(
     installer: Installer,
     may_write: impl Fn() -> bool + Send + Sync + 'static,
+    had_a_turn: impl Fn() -> bool + Send + 'static,
     readiness: Arc<Readiness>,
     metrics: Arc<Metrics>,
 ) -> io::Result<Watch> {
     let mut told = Health::default();
     Watch::start(installer.while_allowed(may_write), move |health| {
-        tell(&told, health, &readiness, &metrics);
+        tell(&told, health, had_a_turn(), &readiness, &metrics);
         told = health.clone();
     })
 }
@@ -70,11 +72,11 @@ pub(crate) fn uninstall(settings: &InstallSettings) -> Result<Vec<PathBuf>, Stri
     installer(settings).map_err(lines)?.remove(Leaving::Nothing).map_err(lines)
 }
 
-fn tell(told: &Health, health: &Health, readiness: &Readiness, metrics: &Metrics) {
+fn tell(told: &Health, health: &Health, had_a_turn: bool, readiness: &Readiness, metrics: &Metrics) {
     // An agent that stands by has nothing to put in place: the one that holds the role does.
     match health.blockers.iter().find(|blocker| blocker.kind != Kind::NotHolder) {
         Some(blocker) => readiness.block(Blocker::Install, &blocker.to_string()),
-        None if health.blockers.is_empty() && !health.is_ready() => {}
+        None if !health.is_ready() && (health.blockers.is_empty() || !had_a_turn) => {}
         None => readiness.clear(Blocker::Install),
     }
     for blocker in health.blockers.iter().filter(|blocker| !told.blockers.contains(blocker)) {
