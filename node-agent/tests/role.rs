@@ -200,6 +200,41 @@ fn a_newer_agent_that_hangs_loses_the_role_and_does_not_fight_for_it_afterwards(
     assert!(done > 100 && slowest < 3 * RETAKE, "{done} ADDs, the slowest took {slowest:?}");
 }
 
+/// How often the threads of a process went to sleep.
+fn sleeps(pid: u32) -> u64 {
+    let of_thread = |entry: std::io::Result<fs::DirEntry>| {
+        let status = fs::read_to_string(entry.unwrap().path().join("status")).unwrap();
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
+        count.trim().parse::<u64>().unwrap()
+    };
+    fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(of_thread).sum()
+}
+
+#[test]
+fn an_agent_that_holds_the_names_sleeps_until_somebody_takes_them() {
+    let dir = Dir::new();
+    let agent = Agent::start(&dir);
+    let rest = |what: &str| {
+        let give_up = Instant::now() + LONG;
+        // Two seconds of rest; every 250 ms would be eight times.
+        loop {
+            let before = sleeps(agent.child.id());
+            thread::sleep(2 * RETAKE);
+            let woken = sleeps(agent.child.id()) - before;
+            if woken == 0 {
+                break;
+            }
+            assert!(Instant::now() < give_up, "{what}: woken {woken} times");
+        }
+    };
+    rest("at first");
+    let newer = Agent::start(&dir);
+    agent.wait_log("standing by");
+    drop(newer);
+    agent.wait_log("before=Standby");
+    rest("after it took them back");
+}
+
 #[test]
 fn a_removed_or_torn_name_is_put_back() {
     let dir = Dir::new();

@@ -4,6 +4,7 @@
 //! Believes nothing that a peer says without looking. Must never wait for anything without a limit, and never block the
 //! event loop: what blocks is a job for the pool.
 
+mod changes;
 mod descriptors;
 mod failure;
 mod handler;

@@ -2,7 +2,7 @@
 //! Who serves the public names: one agent at a time, the newest that works.
 //!
 //! An agent takes the names once it could answer an ADD, which it tries on its own netns each time before it takes them.
-//! An agent that finds them taken stands by: it goes on with what it has accepted, asks the other one four times a second
+//! While it holds them it sleeps until the run directory changes. An agent that finds them taken stands by: it goes on with what it has accepted, asks the other one four times a second
 //! whether it is alive and could answer an ADD, and takes them back at the first question without such an answer. Both
 //! then serve whoever connected to them, so that being wrong about it costs nothing.
 //!
@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use agent_api::{Answer, ExchangeError, Operation, Outcome, Request, Sandbox, Versions, exchange};
 use cni::Code;
 
+use super::changes::Changes;
 use super::self_test;
 use super::socket::{Holder, Names};
 
-/// Pause between two looks.
+/// Pause between two looks of an agent that does not hold the names, or cannot be told of a change.
 const PERIOD: Duration = Duration::from_millis(250);
 /// How long the other agent may take to answer. With [`PERIOD`] before it, an agent that dies or hangs is replaced
 /// after 550 ms, and one that dies just after it took the names after 800 ms.
@@ -100,6 +101,8 @@ pub(crate) fn run(
 ) -> Result<(), Lost> {
     let mut role = Role::Newcomer;
     let mut told = None;
+    // Before the first look: what changes after it causes an event.
+    let mut changes = Changes::of(names.public().parent().unwrap_or(Path::new("/")));
     while !ending.load(Ordering::Acquire) {
         let before = role;
         let mut action = role.see(names.holder());
@@ -119,7 +122,11 @@ pub(crate) fn run(
         if let Some(error) = unfit.as_ref().filter(|_| told != unfit) {
             tracing::error!(socket = %names.public().display(), error, "cannot serve the plugin; trying again");
         }
-        thread::sleep(if unfit.is_none() { PERIOD } else { REFUSED_PERIOD });
+        match role {
+            _ if unfit.is_some() => thread::sleep(REFUSED_PERIOD),
+            Role::Holder => changes.wait(PERIOD),
+            _ => thread::sleep(PERIOD),
+        }
         told = unfit;
     }
     Ok(())
