@@ -11,6 +11,7 @@
 //! After a transaction that deleted a table, closing its socket waits for an RCU grace period, 10 to 15 ms: answer
 //! first, and drop the [`Nftables`] on another thread.
 
+mod age;
 mod attr;
 mod backend;
 mod decode;

@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, Parseable,
@@ -17,6 +18,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use ruleset::PolicyRoute;
 
+use crate::age;
 use crate::error::Error;
 use crate::fault;
 use crate::socket::{Operation, Refusal, Socket};
@@ -46,6 +48,8 @@ pub struct Address {
     pub link_scope: bool,
     /// Whether duplicate address detection has not finished or has failed (`IFA_F_TENTATIVE`, `IFA_F_DADFAILED`).
     pub unusable: bool,
+    /// How long it has been there, at most 10 ms too long (`cstamp` of `IFA_CACHEINFO`).
+    pub age: Duration,
 }
 
 /// Routing of the netns that a NETLINK_ROUTE socket was opened in.
@@ -194,12 +198,13 @@ fn serialize(message: RouteNetlinkMessage, flags: u16, seq: u32) -> Vec<u8> {
 fn decode_address(payload: &[u8]) -> Result<Address, Error> {
     let decode = |reason| Error::Decode { object: String::from("an address"), reason };
     let message = AddressMessage::parse(payload).map_err(|_| decode("malformed message"))?;
-    let (mut local, mut address, mut flags) = (None, None, AddressFlags::empty());
+    let (mut local, mut address, mut flags, mut age) = (None, None, AddressFlags::empty(), Duration::ZERO);
     for attribute in message.attributes {
         match attribute {
             AddressAttribute::Local(a) => local = Some(a),
             AddressAttribute::Address(a) => address = Some(a),
             AddressAttribute::Flags(f) => flags = f,
+            AddressAttribute::CacheInfo(info) => age = age::since(info.cstamp),
             _ => {}
         }
     }
@@ -209,6 +214,7 @@ fn decode_address(payload: &[u8]) -> Result<Address, Error> {
         host_scope: message.header.scope == AddressScope::Host,
         link_scope: message.header.scope == AddressScope::Link,
         unusable: flags.intersects(AddressFlags::Tentative | AddressFlags::Dadfailed),
+        age,
     })
 }
 

@@ -4,6 +4,7 @@
 mod common;
 
 use std::net::TcpListener;
+use std::time::{Duration, Instant};
 
 use common::{in_netns, route_socket, run};
 use kernel::route::{Address, Route};
@@ -28,13 +29,18 @@ fn addresses_come_in_the_kernels_order_with_ipv4_first() {
         ip("addr add 10.9.0.3 peer 10.9.0.4 dev v1");
         let index = |name| nix::net::if_::if_nametoindex(name).unwrap();
         let (v0, v1) = (index("v0"), index("v1"));
-        let got = route().addresses().unwrap();
+        let mut got = route().addresses().unwrap();
+        for address in &mut got {
+            assert!(address.age < Duration::from_secs(60), "{address:?}");
+            address.age = Duration::ZERO;
+        }
         let plain = |addr: &str, interface| Address {
             addr: addr.parse().unwrap(),
             interface,
             host_scope: false,
             link_scope: false,
             unusable: false,
+            age: Duration::ZERO,
         };
         let local = |addr: &str| Address { host_scope: true, ..plain(addr, 1) };
         let mut expected = vec![local("127.0.0.1")];
@@ -56,6 +62,26 @@ fn a_link_local_address_is_told_apart() {
         let found =
             route().addresses().unwrap().into_iter().find(|a| a.addr.to_string() == "fe80::1").unwrap();
         assert!(found.link_scope && !found.host_scope);
+    });
+}
+
+#[test]
+fn an_address_is_as_old_as_its_interface_is_up() {
+    in_netns(|| {
+        let age = || {
+            let found = route().addresses().unwrap().into_iter().find(|a| a.addr.to_string() == "::1");
+            found.map(|address| address.age)
+        };
+        assert_eq!(age(), None);
+        let before = Instant::now();
+        ip("link set lo up");
+        let after = Instant::now();
+        for _ in 0..3 {
+            std::thread::sleep(Duration::from_millis(70));
+            let (youngest, age, oldest) = (after.elapsed(), age().unwrap(), before.elapsed());
+            let error = Duration::from_millis(15);
+            assert!(youngest <= age + error && age <= oldest + error, "{youngest:?} {age:?} {oldest:?}");
+        }
     });
 }
 
