@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::descriptors::{Descriptors, verify};
 use super::failure::Failure;
-use super::program::{Sandboxed, Wanted};
+use super::program::{LO_WAIT, Sandboxed, Wanted};
 use super::recent::{Event, Verb};
 use super::records::Records;
 use super::reply::{Connection, Reply};
@@ -256,8 +256,10 @@ impl Job for Exchange {
             Ok(sandboxed) => sandboxed,
             Err(failure) => return reply.send(Err(failure)),
         };
+        // From the request on: pods that wait in the queue wait at the same time.
+        let lo_deadline = std::time::Instant::now() + LO_WAIT.saturating_sub(reply.age());
         let result = match wanted {
-            Some(wanted) => sandboxed.add(*wanted).map(|added| {
+            Some(wanted) => sandboxed.add(*wanted, lo_deadline).map(|added| {
                 record(&records, &sandbox, true, added.reason);
                 reply.ipv6 = Some(added.ipv6);
                 added.reason

@@ -4,9 +4,11 @@
 //! Blocks inside system calls: for the threads of the pool only. Every step is idempotent, so that a failure after a
 //! part of them is mended by asking again.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::{Duration, Instant};
 
 use agent_api::netns::Netns;
+use kernel::route::Address;
 use kernel::{Applied, Error, PodNetns};
 use redirect::{Config, Ipv6Decision, Ipv6Policy, compile, decide_ipv6};
 use ruleset::{Fingerprint, FingerprintError};
@@ -14,6 +16,14 @@ use ruleset::{Fingerprint, FingerprintError};
 use super::descriptors::Descriptors;
 use super::failure::Failure;
 use super::self_test;
+
+/// How long after its request an ADD waits for `lo`, when nobody sets it up.
+pub(crate) const LO_WAIT: Duration = Duration::from_millis(250);
+/// How long `lo` is up before it gets `::6`. containerd runs the CNI plugin `loopback` beside the plugins before ours: it
+/// sets `lo` up, lists its addresses and fails when there is another than `::1`. That takes it less than 1 ms, if it is not
+/// interrupted in between; ages are up to 10 ms too long.
+const LO_AGE: Duration = Duration::from_millis(30);
+const LO_POLL: Duration = Duration::from_millis(2);
 
 /// The pod's netns, open for work. Dropping it may block for 10 ms.
 pub(crate) struct Sandboxed {
@@ -50,23 +60,39 @@ impl Sandboxed {
         Ok(Self { pod, _netns: netns })
     }
 
-    /// Decide about IPv6, compile, and write.
+    /// Decide about IPv6, compile, and write; an address on `lo` waits for it until `lo_deadline` at most.
     ///
     /// # Errors
     /// [`Failure`]; asking again is safe.
-    pub(crate) fn add(&mut self, wanted: Wanted) -> Result<Added, Failure> {
+    pub(crate) fn add(&mut self, wanted: Wanted, lo_deadline: Instant) -> Result<Added, Failure> {
         let Wanted { mut config, ipv6_policy, addresses } = wanted;
-        let present = self.pod.addresses().map_err(kernel("read the addresses"))?;
-        let present: Vec<IpAddr> = present.into_iter().map(|address| address.addr).collect();
+        let found = self.addresses()?;
+        let present: Vec<IpAddr> = found.iter().map(|address| address.addr).collect();
         let ipv6 = decide_ipv6(ipv6_policy, config.dual_stack, &addresses, &present)?;
         config.ipv6 = ipv6.treatment();
         let plan = compile(&config).in_form(self_test::form());
+        if plan.passthrough_ipv6 {
+            self.wait_for_lo(found, lo_deadline)?;
+        }
         let reason = match self.pod.apply(&plan).map_err(kernel("write the rules"))? {
             Applied::Created => "programmed",
             Applied::Unchanged => "unchanged",
             Applied::Replaced => "replaced",
         };
         Ok(Added { reason, ipv6 })
+    }
+
+    fn addresses(&mut self) -> Result<Vec<Address>, Failure> {
+        self.pod.addresses().map_err(kernel("read the addresses"))
+    }
+
+    fn wait_for_lo(&mut self, mut found: Vec<Address>, deadline: Instant) -> Result<(), Failure> {
+        let settled = |address: &Address| address.addr == Ipv6Addr::LOCALHOST && address.age >= LO_AGE;
+        while !found.iter().any(settled) && Instant::now() < deadline {
+            std::thread::sleep(LO_POLL);
+            found = self.addresses()?;
+        }
+        Ok(())
     }
 
     /// Compare the live tables with the fingerprints in them; `redirected` says whether there must be any. Today's pod
