@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "test code: a panic is the report")]
 
 pub mod alteration;
+pub mod built;
 pub mod cases;
 pub mod check;
 pub mod daemon;
