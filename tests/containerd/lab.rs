@@ -13,27 +13,22 @@ use harness::node::{Node, Sandbox, plugin_binary};
 use harness::packet::ROOT;
 use serde_json::{Value, json};
 
+use crate::cgroup::Cgroup;
 use crate::cri::Cri;
-
-/// Cgroups of a lab are below this name and the pid of its test.
-const CGROUP: &str = "waylay-test";
-/// The image that every sandbox needs; nothing is pulled.
-const IMAGE: &str = "waylay.test/pause:1";
+use crate::runtime::Runtime;
 
 /// containerd, its client and the node's agents' directories. Fields are dropped in their order.
 pub(crate) struct Lab {
     /// What speaks to containerd.
     pub(crate) cri: Cri,
     _containerd: Daemon,
-    _cgroup: Cgroup,
+    cgroup: Cgroup,
     /// The node's network namespace, with the bridge.
     pub(crate) netns: Netns,
     /// Run directory, manifests and agents.
     pub(crate) node: Node,
-    /// How often the runtime's own loopback plugin refused a sandbox, see [`Lab::run`].
-    pub(crate) refused_by_loopback: AtomicU32,
-    dir: PathBuf,
-    cgroup: String,
+    /// Plugins in `bin`, networks in `net.d`, and what is containerd's.
+    pub(crate) dir: PathBuf,
 }
 
 /// Where the annotations of a pod come from.
@@ -43,6 +38,8 @@ pub(crate) enum Source {
     Runtime,
     /// The agent's directory of manifests: a configuration that does not ask for them.
     Manifest,
+    /// Both have them: what reaches the plugin depends on who is between.
+    Both,
 }
 
 /// What a test wants of a pod.
@@ -54,63 +51,56 @@ pub(crate) struct Pod {
 }
 
 impl Lab {
-    /// Start containerd, without an agent.
-    pub(crate) fn new() -> Self {
+    /// Start containerd with a network that has our entry, without an agent.
+    pub(crate) fn new(runtime: Runtime) -> Self {
+        Self::with(runtime, |dir, run_dir| {
+            symlink(fs::canonicalize(plugin_binary()).unwrap(), dir.join("bin/istio-cni")).unwrap();
+            for (sub, annotations) in [("net.d", true), ("net.d-manifest", false)] {
+                let list = network(runtime, run_dir, annotations).to_string();
+                fs::write(dir.join(sub).join("10-pods.conflist"), list).unwrap();
+            }
+        })
+    }
+
+    /// Start containerd with the networks that `prepare` writes, given the directory and the run directory.
+    pub(crate) fn with(runtime: Runtime, prepare: impl FnOnce(&Path, &Path)) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let node = Node::new();
         // Beside the run directory, so that it is removed or kept together with it.
         let dir = node.run_dir().with_file_name("containerd");
-        write_directory(&dir, &node.run_dir());
+        runtime.write(&dir);
+        prepare(&dir, &node.run_dir());
         let netns = Netns::fresh();
         // An address of the bridge is usable at once.
         netns.sysctl("ipv6/conf/default/accept_dad", "0");
-        let cgroup = Cgroup::new(format!("{CGROUP}-{}-{n}", std::process::id()));
-        let containerd = start(&netns, &dir);
+        let cgroup = Cgroup::new(COUNT.fetch_add(1, Ordering::Relaxed));
+        let containerd = start(runtime, &netns, &dir);
         let cri = Cri::connect(&dir.join("containerd.sock"), &dir);
-        let name = format!("/{}", cgroup.0);
-        let lab = Self {
-            cri,
-            _containerd: containerd,
-            _cgroup: cgroup,
-            netns,
-            node,
-            refused_by_loopback: AtomicU32::new(0),
-            dir,
-            cgroup: name,
-        };
-        let status = lab.cri.call("Status", &json!({})).unwrap();
-        let conditions = status["status"]["conditions"].as_array().unwrap();
-        assert!(conditions.len() == 2 && conditions.iter().all(|c| c["status"] == true), "{status}");
+        let lab = Self { cri, _containerd: containerd, cgroup, netns, node, dir };
+        lab.ready().unwrap();
         lab
     }
 
-    /// Start `pod` as a kubelet does, and say which sandbox it got.
-    ///
-    /// containerd runs its loopback network at the same time as the pods' one, and that plugin refuses an `lo` that has
-    /// `::6` already. Only this failure is tried again, as a kubelet does with every one.
-    pub(crate) fn run(&self, pod: &Pod) -> Result<String, String> {
-        let mut result = self.attempt(pod, 0);
-        for attempt in 1..5 {
-            if !result.as_ref().is_err_and(|error| error.contains("plugin type=\"loopback\"")) {
-                break;
-            }
-            self.refused_by_loopback.fetch_add(1, Ordering::Relaxed);
-            result = self.attempt(pod, attempt);
-        }
-        result
+    /// Whether the runtime says that it and its network are ready, as a kubelet asks every few seconds.
+    pub(crate) fn ready(&self) -> Result<(), String> {
+        let status = self.cri.call("Status", &json!({}))?;
+        let conditions = status["status"]["conditions"].as_array().unwrap();
+        // `NetworkReady`, `RuntimeReady`, and in later releases others that say nothing about it.
+        let ready = |kind: &str| conditions.iter().any(|c| c["type"] == kind && c["status"] == true);
+        if ready("NetworkReady") && ready("RuntimeReady") { Ok(()) } else { Err(status.to_string()) }
     }
 
-    fn attempt(&self, pod: &Pod, attempt: u32) -> Result<String, String> {
+    /// Start `pod` as a kubelet does, and say which sandbox it got.
+    pub(crate) fn run(&self, pod: &Pod) -> Result<String, String> {
         let (annotations, handler) = match pod.source {
-            Source::Runtime => (pod.annotations.clone(), ""),
+            Source::Runtime | Source::Both => (pod.annotations.clone(), ""),
             Source::Manifest => (json!({}), "manifest"),
         };
         let uid = format!("uid-{}", pod.name);
         let request = json!({"runtime_handler": handler, "config": {
-            "metadata": {"name": pod.name, "namespace": "mesh", "uid": uid, "attempt": attempt},
+            "metadata": {"name": pod.name, "namespace": "mesh", "uid": uid},
             "hostname": pod.name, "log_directory": "/run/pod-logs", "annotations": annotations,
-            "linux": {"cgroup_parent": self.cgroup},
+            "linux": {"cgroup_parent": self.cgroup.parent()},
         }});
         let response = self.cri.call("RunPodSandbox", &request)?;
         Ok(response["pod_sandbox_id"].as_str().unwrap().to_owned())
@@ -120,7 +110,7 @@ impl Lab {
     pub(crate) fn write_manifest(&self, pod: &Pod) {
         let annotations = match pod.source {
             Source::Runtime => json!({}),
-            Source::Manifest => pod.annotations.clone(),
+            Source::Manifest | Source::Both => pod.annotations.clone(),
         };
         self.node.write_manifest(&json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -163,137 +153,37 @@ impl Lab {
     }
 }
 
-/// Configuration, plugins and image.
-fn write_directory(dir: &Path, run_dir: &Path) {
-    for sub in ["bin", "net.d", "net.d-manifest"] {
-        fs::create_dir_all(dir.join(sub)).unwrap();
-    }
-    for plugin in ["bridge", "host-local", "loopback"] {
-        symlink(Path::new("/usr/lib/cni").join(plugin), dir.join("bin").join(plugin)).unwrap();
-    }
-    symlink(fs::canonicalize(plugin_binary()).unwrap(), dir.join("bin/istio-cni")).unwrap();
-    for (sub, annotations) in [("net.d", true), ("net.d-manifest", false)] {
-        let list = network(run_dir, annotations).to_string();
-        fs::write(dir.join(sub).join("10-pods.conflist"), list).unwrap();
-    }
-    fs::write(dir.join("config.toml"), config(dir)).unwrap();
-    let image = std::process::Command::new("/usr/bin/python3")
-        .args(["-B", concat!(env!("CARGO_MANIFEST_DIR"), "/containerd/image.py")])
-        .args([dir.join("image.tar").as_os_str(), IMAGE.as_ref()])
-        .status();
-    assert!(image.expect("Debian's python3").success(), "the image can be made");
+/// A network of pods as a vendor configures it.
+pub(crate) fn bridge() -> Value {
+    json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipam": {
+        "type": "host-local", "dataDir": "/run/cni-ipam",
+        "ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd00:88::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}})
 }
 
 /// A vendor's list with our entry at its end.
-fn network(run_dir: &Path, annotations: bool) -> Value {
-    json!({"cniVersion": "1.0.0", "name": "k8s-pod-network", "plugins": [
-        {"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipam": {
-            "type": "host-local", "dataDir": "/run/cni-ipam",
-            "ranges": [[{"subnet": "10.88.0.0/16"}], [{"subnet": "fd00:88::/64"}]],
-            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}},
+fn network(runtime: Runtime, run_dir: &Path, annotations: bool) -> Value {
+    json!({"cniVersion": runtime.cni_version(), "name": "k8s-pod-network", "plugins": [
+        bridge(),
         {"type": "istio-cni", "name": "istio-cni", "cni_agent_run_dir": run_dir,
          "exclude_namespaces": ["kube-system"], "pod_namespace": "istio-system", "ambient_enabled": false,
          "agent_deadline_seconds": 60, "capabilities": {"io.kubernetes.cri.pod-annotations": annotations}},
     ]})
 }
 
-/// containerd's own configuration: nothing of it is shared with another containerd.
-fn config(dir: &Path) -> String {
-    let dir = dir.display();
-    format!(
-        r#"version = 2
-[debug]
-level = "warn"
-[grpc]
-address = "{dir}/containerd.sock"
-[plugins."io.containerd.internal.v1.opt"]
-path = "/run/opt"
-[plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{IMAGE}"
-# Without CAP_SYS_RESOURCE nobody may lower the score.
-restrict_oom_score_adj = true
-disable_apparmor = true
-# A path without the link /var/run, which would lead out of the mount namespace.
-netns_mounts_under_state_dir = true
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "{dir}/bin"
-conf_dir = "{dir}/net.d"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
-runtime_type = "io.containerd.runc.v2"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.manifest]
-runtime_type = "io.containerd.runc.v2"
-cni_conf_dir = "{dir}/net.d-manifest"
-"#
-    )
-}
-
 /// Every process of the runtime dies with the first one of the process namespace, and that one with the test.
-fn start(netns: &Netns, dir: &Path) -> Daemon {
+fn start(runtime: Runtime, netns: &Netns, dir: &Path) -> Daemon {
     let script = format!(
         "echo $$ >{dir}/pid; exec unshare --mount --propagation private --pid --fork --kill-child=KILL --mount-proc \
          {scripts}/containerd/start.sh {dir}",
         dir = dir.display(),
         scripts = env!("CARGO_MANIFEST_DIR"),
     );
+    let inherited = std::env::var_os("PATH").unwrap();
+    let path = std::env::join_paths(runtime.programs().into_iter().chain(std::env::split_paths(&inherited)));
+    let path = format!("PATH={}", path.unwrap().display());
     // Nobody here needs that capability, and some machines do not have it.
-    let mut daemon = Daemon::start(netns, ROOT, "-sys_resource", &["bash", "-c", &script]);
+    let mut daemon = Daemon::start(netns, ROOT, "-sys_resource", &["env", &path, "bash", "-c", &script]);
     daemon.wait_until(|daemon| daemon.printed().lines().any(|line| line == "ready"));
     daemon
-}
-
-/// The cgroup directories of one lab, in every hierarchy; removed when dropped.
-struct Cgroup(String);
-
-impl Cgroup {
-    fn new(name: String) -> Self {
-        // A test that was killed could not remove its own.
-        for path in cgroups() {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let pid = name.strip_prefix(CGROUP).and_then(|rest| rest.split('-').nth(1));
-            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-                remove_tree(&path);
-            }
-        }
-        Self(name)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        for path in cgroups().into_iter().filter(|path| path.ends_with(&self.0)) {
-            remove_tree(&path);
-        }
-    }
-}
-
-/// Those directories of the first and second level that may be ours.
-fn cgroups() -> Vec<PathBuf> {
-    let root = Path::new("/sys/fs/cgroup");
-    let below = |dir: &Path| -> Vec<PathBuf> {
-        let entries = fs::read_dir(dir).into_iter().flatten().map_while(Result::ok);
-        entries
-            .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
-            .map(|entry| entry.path())
-            .collect()
-    };
-    let first = below(root);
-    let second: Vec<_> = first.iter().flat_map(|dir| below(dir)).collect();
-    let ours = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(CGROUP));
-    first.into_iter().chain(second).filter(ours).collect()
-}
-
-/// Only empty cgroups can be removed; those of a test that has failed are empty a moment after their processes died.
-fn remove_tree(path: &Path) {
-    for entry in fs::read_dir(path).into_iter().flatten().map_while(Result::ok) {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_tree(&entry.path());
-        }
-    }
-    for _ in 0..200 {
-        if fs::remove_dir(path).is_ok() || !path.exists() {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    eprintln!("{}: cannot be removed", path.display());
 }

@@ -6,10 +6,16 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code: figures are part of the report")]
 
+mod burst;
+mod cgroup;
 mod cri;
+mod installer;
 mod lab;
 mod load;
+mod multus;
 mod redirection;
+mod runtime;
+mod status;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -19,7 +25,27 @@ use harness::node::{Agent, Node, agent_binary};
 use nix::sys::signal::Signal;
 
 use crate::lab::Lab;
-use crate::load::pods_while;
+use crate::load::{pods_while, start_and_remove};
+use crate::runtime::{Runtime, on_each_runtime};
+
+on_each_runtime! {
+    pods_keep_starting_while_the_agent_is_rolled_twenty_times = crate::rolled_twenty_times;
+    pods_keep_starting_while_the_agent_is_killed_twenty_times = crate::killed_twenty_times;
+    a_release_that_crashes_at_start_holds_up_no_pod = crate::crashes_at_start;
+    a_release_that_crashes_after_it_took_the_role_fails_no_pod = crate::crashes_after_it_took_the_role;
+    a_release_that_hangs_after_it_took_the_role_fails_no_pod = crate::hangs_after_it_took_the_role;
+    a_pod_is_redirected_in_both_directions_and_families = crate::redirection::both_directions_and_families;
+    without_an_agent_a_pod_without_sidecar_starts_at_once_and_a_mesh_pod_when_it_comes =
+        crate::redirection::without_an_agent;
+    the_runtime_s_own_plugin_for_lo_never_meets_our_address = crate::burst::lo;
+    the_node_stays_ready_while_the_agent_is_away = crate::status::agent_away;
+    an_agent_installs_itself_at_the_end_of_a_list = crate::installer::list;
+    an_agent_installs_itself_behind_a_single_plugin = crate::installer::single;
+    an_agent_holds_its_entry_against_a_vendor_that_writes_every_second = crate::installer::restless_chained;
+    an_agent_s_own_file_is_not_touched_by_a_vendor_that_writes_every_second = crate::installer::restless_own_file;
+    an_agent_installs_itself_behind_multus = crate::installer::multus_chained;
+    multus_finds_an_agent_s_file_for_pods_that_ask_for_it = crate::installer::multus_standalone;
+}
 
 /// Which agent serves the well-known name.
 fn holder(node: &Node) -> Option<u64> {
@@ -47,99 +73,106 @@ fn pause(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
 }
 
-#[test]
-fn pods_keep_starting_while_the_agent_is_rolled_twenty_times() {
-    let lab = Lab::new();
+fn rolled_twenty_times(runtime: Runtime) {
+    let lab = Lab::new(runtime);
     let node = &lab.node;
     let mut agent = node.start_agent();
-    let outcome = pods_while(&lab, || {
-        let roll = |n: u64| {
-            // At other moments of a pod's start each time.
-            pause(500 + 37 * n % 300);
-            let begin = Instant::now();
-            let newer = start_newer(node);
-            agent.signal(Signal::SIGTERM);
-            assert!(agent.wait(), "SIGTERM is a success");
-            agent = newer;
-            begin..Instant::now()
-        };
-        (0..20).map(roll).collect()
-    });
+    let outcome = pods_while(
+        |n| start_and_remove(&lab, n),
+        || {
+            let roll = |n: u64| {
+                // At other moments of a pod's start each time.
+                pause(500 + 37 * n % 300);
+                let begin = Instant::now();
+                let newer = start_newer(node);
+                agent.signal(Signal::SIGTERM);
+                assert!(agent.wait(), "SIGTERM is a success");
+                agent = newer;
+                begin..Instant::now()
+            };
+            (0..20).map(roll).collect()
+        },
+    );
     outcome.assert_all_started(1);
 }
 
-#[test]
-fn pods_keep_starting_while_the_agent_is_killed_twenty_times() {
-    let lab = Lab::new();
+fn killed_twenty_times(runtime: Runtime) {
+    let lab = Lab::new(runtime);
     let node = &lab.node;
     let mut agent = Some(node.start_agent());
-    let outcome = pods_while(&lab, || {
-        let kill = |n: u64| {
-            pause(300 + 37 * n % 300);
-            let begin = Instant::now();
-            drop(agent.take());
-            pause(400);
-            agent = Some(start_newer(node));
-            begin..Instant::now()
-        };
-        (0..20).map(kill).collect()
-    });
+    let outcome = pods_while(
+        |n| start_and_remove(&lab, n),
+        || {
+            let kill = |n: u64| {
+                pause(300 + 37 * n % 300);
+                let begin = Instant::now();
+                drop(agent.take());
+                pause(400);
+                agent = Some(start_newer(node));
+                begin..Instant::now()
+            };
+            (0..20).map(kill).collect()
+        },
+    );
     outcome.assert_all_started(10);
 }
 
-#[test]
-fn a_release_that_crashes_at_start_holds_up_no_pod() {
-    let lab = Lab::new();
+fn crashes_at_start(runtime: Runtime) {
+    let lab = Lab::new(runtime);
     let node = &lab.node;
     let _agent = node.start_agent();
     let serving = holder(node);
-    let outcome = pods_while(&lab, || {
-        let crash = |_| {
-            let begin = Instant::now();
-            let mut newer = node.spawn_agent(agent_binary(), &[("BIND_ADDRESS", "not an address")]);
-            assert!(!newer.wait(), "it was to fail");
-            pause(300);
-            begin..Instant::now()
-        };
-        (0..10).map(crash).collect()
-    });
+    let outcome = pods_while(
+        |n| start_and_remove(&lab, n),
+        || {
+            let crash = |_| {
+                let begin = Instant::now();
+                let mut newer = node.spawn_agent(agent_binary(), &[("BIND_ADDRESS", "not an address")]);
+                assert!(!newer.wait(), "it was to fail");
+                pause(300);
+                begin..Instant::now()
+            };
+            (0..10).map(crash).collect()
+        },
+    );
     assert_eq!(holder(node), serving, "the older agent serves on");
     outcome.assert_all_started(3);
 }
 
 /// A newer agent takes the role and is then stopped by `signal`: the older one takes it back.
-fn broken_after_it_took_the_role(signal: Signal) {
-    let lab = Lab::new();
+fn broken_after_it_took_the_role(runtime: Runtime, signal: Signal) {
+    let lab = Lab::new(runtime);
     let node = &lab.node;
     let _agent = node.start_agent();
     let serving = holder(node);
     // A hanging one goes on hanging: what connected to it gets no reset.
     let mut kept = Vec::new();
-    let outcome = pods_while(&lab, || {
-        let roll = |n: u64| {
-            pause(100 + 37 * n % 300);
-            let newer = start_newer(node);
-            // Once before it has served anybody, and later.
-            pause(if n.is_multiple_of(2) { 0 } else { 500 });
-            let begin = Instant::now();
-            newer.signal(signal);
-            wait_until(node, "the older agent does not take the role back", || holder(node) == serving);
-            kept.push(newer);
-            let disturbed = begin..Instant::now();
-            pause(500);
-            disturbed
-        };
-        (0..8).map(roll).collect()
-    });
+    let outcome = pods_while(
+        |n| start_and_remove(&lab, n),
+        || {
+            let roll = |n: u64| {
+                pause(100 + 37 * n % 300);
+                let newer = start_newer(node);
+                // Once before it has served anybody, and later.
+                pause(if n.is_multiple_of(2) { 0 } else { 500 });
+                let begin = Instant::now();
+                newer.signal(signal);
+                wait_until(node, "the older agent does not take the role back", || holder(node) == serving);
+                kept.push(newer);
+                let disturbed = begin..Instant::now();
+                pause(500);
+                disturbed
+            };
+            (0..8).map(roll).collect()
+        },
+    );
     outcome.assert_all_started(2);
 }
 
-#[test]
-fn a_release_that_crashes_after_it_took_the_role_fails_no_pod() {
-    broken_after_it_took_the_role(Signal::SIGKILL);
+fn crashes_after_it_took_the_role(runtime: Runtime) {
+    broken_after_it_took_the_role(runtime, Signal::SIGKILL);
 }
 
-#[test]
-fn a_release_that_hangs_after_it_took_the_role_fails_no_pod() {
-    broken_after_it_took_the_role(Signal::SIGSTOP);
+fn hangs_after_it_took_the_role(runtime: Runtime) {
+    broken_after_it_took_the_role(runtime, Signal::SIGSTOP);
 }

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::lab::{Lab, Pod, Source};
 use crate::load::mesh_pod;
+use crate::runtime::Runtime;
 
 const PROXY: Ids = Ids { uid: 1337, gid: 1337 };
 
@@ -41,9 +42,8 @@ fn listeners(ports: &[(u16, Ids)]) -> Vec<Service> {
     ports.iter().flat_map(|port| families.map(|any| service(*port, any))).collect()
 }
 
-#[test]
-fn a_pod_is_redirected_in_both_directions_and_families() {
-    let lab = Lab::new();
+pub(crate) fn both_directions_and_families(runtime: Runtime) {
+    let lab = Lab::new(runtime);
     let _agent = lab.node.start_agent();
     for source in [Source::Runtime, Source::Manifest] {
         let pod = mesh_pod(&format!("web-{source:?}").to_lowercase(), source);
@@ -70,9 +70,8 @@ fn a_pod_is_redirected_in_both_directions_and_families() {
     }
 }
 
-#[test]
-fn without_an_agent_a_pod_without_sidecar_starts_at_once_and_a_mesh_pod_when_it_comes() {
-    let lab = Lab::new();
+pub(crate) fn without_an_agent(runtime: Runtime) {
+    let lab = Lab::new(runtime);
     let plain = Pod { name: "plain".into(), source: Source::Runtime, annotations: json!({"a": "b"}) };
     let mesh = mesh_pod("mesh", Source::Runtime);
     lab.write_manifest(&mesh);

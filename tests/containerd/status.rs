@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What the runtime thinks of its network while nobody serves our plugin. A node that is not ready starts no pods, an
+//! agent's neither.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
+
+use harness::node::plugin_binary;
+
+use crate::lab::Lab;
+use crate::runtime::Runtime;
+
+pub(crate) fn agent_away(runtime: Runtime) {
+    let lab = Lab::new(runtime);
+    let calls = lab.dir.join("calls");
+    let plugin = lab.dir.join("bin/istio-cni");
+    // By rename: a call may be on its way.
+    let replace = |last: &str| {
+        let script = format!("#!/bin/sh\necho \"$CNI_COMMAND\" >>{}\n{last}\n", calls.display());
+        let temporary = plugin.with_extension("new");
+        fs::write(&temporary, script).unwrap();
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(&temporary, &plugin).unwrap();
+    };
+    let asked = || fs::read_to_string(&calls).unwrap_or_default().lines().filter(|c| *c == "STATUS").count();
+    replace(&format!("exec {}", fs::canonicalize(plugin_binary()).unwrap().display()));
+
+    // Never there, there, and gone.
+    poll(&lab, 2);
+    let mut agent = lab.node.start_agent();
+    poll(&lab, 1);
+    agent.signal(nix::sys::signal::Signal::SIGTERM);
+    assert!(agent.wait());
+    poll(&lab, 3);
+    let times = asked();
+    println!("{runtime:?}: our plugin was asked for its STATUS {times} times");
+    match runtime {
+        Runtime::V1 => assert_eq!(times, 0, "this release knows no STATUS"),
+        Runtime::V2 => {
+            assert!(times >= 60, "{times}");
+            // What it says counts.
+            replace(r#"echo '{"cniVersion": "1.1.0", "code": 50, "msg": "on purpose"}'; exit 1"#);
+            let error = lab.ready().unwrap_err();
+            assert!(error.contains("on purpose"), "{error}");
+        }
+    }
+}
+
+/// Ask as a kubelet does, but ten times a second.
+fn poll(lab: &Lab, seconds: u64) {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut times = 0;
+    while Instant::now() < end || times < 10 * seconds {
+        lab.ready().unwrap();
+        times += 1;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
