@@ -16,7 +16,8 @@ import sys
 import tempfile
 import time
 
-MODULES = pathlib.Path(__file__).resolve().parent / "modules"
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+MODULES = ROOT / "tests/e2e/modules"
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "waylay" / "lab"
 # Of other versions of a module only those used within this time stay: the disk is finite.
 KEEP_DAYS = 14
@@ -94,7 +95,7 @@ def compile_module(name, target):
         output = pathlib.Path(scratch) / "bin"
         output.mkdir()
         environment = dict(os.environ, CGO_ENABLED=str(int(cgo)), GOCACHE=f"{scratch}/cache", GOTMPDIR=scratch,
-                           GOWORK="off", PATH=f"{os.environ['PATH']}:/usr/local/go/bin")
+                           GOWORK="off", PATH=f"{os.environ['PATH']}:/usr/local/go/bin:{ROOT}/target/go/bin")
         command = ["nice", "go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", linker,
                    *arguments, "-o", f"{output}/", *packages]
         subprocess.run(command, cwd=MODULES / name, env=environment, check=True)
