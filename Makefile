@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-arm64 build-fault image demo test lint deny fmt test-arm64 test-packets test-kernel test-kernel-ci soak bench fuzz fuzz-ci clean
+.PHONY: help setup build build-arm64 build-fault image demo test lint deny fmt test-arm64 test-packets test-kernel test-kernel-ci soak bench fuzz fuzz-ci lab-binaries e2e-image e2e e2e-smoke cluster-up cluster-shell cluster-down clean
 .NOTPARALLEL:
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -63,6 +63,29 @@ test-kernel: setup ## the packets on Debian's kernel in a virtual machine: all o
 
 test-kernel-ci: setup ## the same with every row of the matrix, but no generated packets: 2 minutes
 	@tests/kernel/run.sh ci
+
+lab-binaries: setup ## Kubernetes, containerd, Helm, ... from Go modules, once, outside the tree: 13 minutes when cold
+	@tests/e2e/build.py
+
+e2e-image: build ## the image for this machine only, quicker than `make image`
+	@daemonset/stage.sh $(CARGO_TARGET_DIR)/e2e-root amd64=$(MUSL)
+	@daemonset/image.py $(CARGO_TARGET_DIR)/e2e-image $(CARGO_TARGET_DIR)/e2e-root $(VERSION)
+
+e2e: lab-binaries e2e-image ## all scenarios on a real two-node Kubernetes, SCENARIOS="1 5" for some; see tests/e2e/README.md
+	@tests/e2e/run.py $(or $(SCENARIOS),all) --image $(CARGO_TARGET_DIR)/e2e-image
+	@$(if $(SCENARIOS),,tests/e2e/run.py 1 2 --runtime 1.6 --image $(CARGO_TARGET_DIR)/e2e-image)
+
+e2e-smoke: lab-binaries e2e-image ## the scenarios that CI runs
+	@tests/e2e/run.py smoke --image $(CARGO_TARGET_DIR)/e2e-image
+
+cluster-up: lab-binaries e2e-image ## a two-node Kubernetes to work with by hand, with our image as localhost/waylay:dev; RUNTIME=1.6
+	@tests/e2e/lab.py up --image $(CARGO_TARGET_DIR)/e2e-image $(if $(RUNTIME),--runtime $(RUNTIME))
+
+cluster-shell: ## a shell with kubectl, helm, node and net for that cluster
+	@tests/e2e/lab.py shell
+
+cluster-down: ## end it, and remove everything that it left
+	@tests/e2e/lab.py down
 
 bench: build ## the figures and their limits: a table, and target/bench/report.json
 	cargo run --locked --release -p waylay-tests --bin bench

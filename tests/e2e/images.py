@@ -65,6 +65,26 @@ def agent(directory, source, tag):
     return target
 
 
+def crashing_agent(directory, source, tag):
+    """The same with a program beside it: `pod crash install-cni` kills the agent once it is ready."""
+    document = json.loads((source / "index.json").read_text(encoding="utf-8"))
+    while "manifests" in document:
+        chosen = next(item for item in document["manifests"] if item.get("platform", {}).get("architecture", "amd64") == "amd64")
+        document = json.loads(blob_file(source, chosen).read_text(encoding="utf-8"))
+    unpacked = directory / f"unpacked-{tag}"
+    with tarfile.open(blob_file(source, document["layers"][0])) as layer:
+        layer.extractall(unpacked, filter="data")
+    files = {str(path.relative_to(unpacked)): path for path in unpacked.rglob("*") if path.is_file()}
+    files["usr/local/bin/pod"] = build.ensure("pod") / "pod"
+    target = directory / f"waylay-{tag}.tar"
+    write(target, f"{AGENT}:{tag}", files, {}, {"Env": [PATH]})
+    return target
+
+
+def blob_file(source, descriptor):
+    return source / "blobs/sha256" / descriptor["digest"].removeprefix("sha256:")
+
+
 def write(target, name, files, links, config):
     """An OCI archive with one layer."""
     layer = io.BytesIO()

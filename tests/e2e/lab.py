@@ -35,10 +35,10 @@ CLONE_NEWNET = 0x40000000
 class Lab:
     """One cluster. `attached`: it dies with this process, however that ends."""
 
-    def __init__(self, name, nodes=2, runtime="2.2", agent_images=(), cni_version=None, audit=False):
+    def __init__(self, name, nodes=2, runtime="2.2", agent_images=(), crash_image=None, cni_version=None, audit=False):
         self.state = LABS / name
         self.name, self.node_count, self.runtime = name, nodes, runtime
-        self.agent_images, self.audit = list(agent_images), audit
+        self.agent_images, self.crash_image, self.audit = list(agent_images), crash_image, audit
         self.cni_version = cni_version or "1.0.0"
         self.init = None
 
@@ -57,6 +57,8 @@ class Lab:
                  {layout.node_name(i): layout.node_addresses(i) for i in range(1, self.node_count + 1)})
         files = [images.pause(self.state / "images"), images.pods()]
         files += [images.agent(self.state / "images", source, tag) for source, tag in self.agent_images]
+        if self.crash_image:
+            files.append(images.crashing_agent(self.state / "images", self.crash_image, "crash"))
         options = programs | {
             "nodes": self.node_count, "runtime": self.runtime, "cgroup": f"waylay-e2e-{self.name}", "audit": self.audit,
             "cni_version": self.cni_version, "images": [str(file) for file in files]}

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the scenarios do with a cluster: install the agent, start pods, look at rules, send requests."""
+import json
+import pathlib
+import subprocess
+import time
+
+import api
+import pods
+from supervise import wait_for
+
+HERE = pathlib.Path(__file__).resolve().parent
+AGENT = "k8s-app=istio-cni-node"
+# What the agent may change on a node.
+NODE_DIRECTORIES = ["/etc/cni", "/opt/cni", "/var/run/istio-cni"]
+
+
+class Failed(Exception):
+    """What a scenario is to prove does not hold."""
+
+
+class World:
+    """A running lab, and what was installed into it."""
+
+    def __init__(self, lab):
+        self.lab = lab
+        lab.enter()
+        self.api = api.Api(lab.state / "pki")
+        self.installed = None
+        self.namespace = "istio-cni"
+        self.before = {node: self.tree(node) for node in lab.nodes()}
+        self.made_namespaces = {"default", "kube-system"}
+
+    # The agent
+
+    def install(self, shape="existing-1.32", tag="dev", wait=True, change=lambda text: text):
+        """Applies one of manifests/, unless it is there already. The seconds until every agent was Ready."""
+        if self.installed == shape:
+            return None
+        text = change((HERE / "manifests" / f"{shape}.yaml").read_text(encoding="utf-8"))
+        self.namespace = "kube-system" if "namespace: kube-system" in text else "istio-cni"
+        started = time.monotonic()
+        self.lab.kubectl("apply", "-f", "-", input=text.replace("localhost/waylay:dev", f"localhost/waylay:{tag}"))
+        self.installed = shape
+        if wait:
+            self.wait_installed()
+        return time.monotonic() - started
+
+    def wait_installed(self, seconds=90):
+        self.lab.kubectl("rollout", "status", "daemonset/istio-cni-node", "-n", self.namespace, f"--timeout={seconds}s", timeout=seconds + 10)
+
+    def uninstall(self, shape=None):
+        """Takes away what `install` applied, and cleans the nodes."""
+        shape = shape or self.installed
+        self.lab.kubectl("delete", "--ignore-not-found", "--timeout=60s", "-f", HERE / "manifests" / f"{shape}.yaml", timeout=90)
+        self.installed = None
+
+    def agents(self):
+        """The pods of the DaemonSet that were not told to end."""
+        return [pod for pod in self.api.pods(self.namespace, AGENT) if "deletionTimestamp" not in pod["metadata"]]
+
+    def agent_on(self, node):
+        return next(pod["metadata"]["name"] for pod in self.agents() if pod["spec"]["nodeName"] == node)
+
+    def agent_log(self, node=None):
+        names = [self.agent_on(node)] if node else [pod["metadata"]["name"] for pod in self.agents()]
+        return "\n".join(self.lab.kubectl("logs", "-n", self.namespace, name, "--tail=-1") for name in names)
+
+    def metrics(self, node):
+        """{'name{labels}': value} of the agent on a node."""
+        pod = next(pod for pod in self.agents() if pod["spec"]["nodeName"] == node)
+        text = subprocess.run(["curl", "-sSf", "--noproxy", "*", "-m", "5", f"http://{pod['status']['podIP']}:15014/metrics"],
+                              check=True, capture_output=True, text=True).stdout
+        pairs = (line.rpartition(" ") for line in text.splitlines() if line and line[0] != "#")
+        return {name: float(value) for name, _, value in pairs}
+
+    # Pods
+
+    def namespace_for(self, name, labels=None):
+        if name not in self.made_namespaces:
+            document = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels or {}}}
+            self.lab.kubectl("apply", "-f", "-", input=json.dumps(document))
+            wait_for(f"the ServiceAccount of namespace {name}", 30, lambda: self.lab.run(
+                "kubectl", "get", "serviceaccount", "default", "-n", name, check=False).returncode == 0)
+            self.made_namespaces.add(name)
+
+    def start(self, *wanted, seconds=120):
+        """Creates pods and waits until all are Ready. As they are then, in the same order."""
+        for pod in wanted:
+            self.namespace_for(pod["metadata"]["namespace"])
+            self.api.create_pod(pod)
+        return [self.ready(pod["metadata"]["namespace"], pod["metadata"]["name"], seconds) for pod in wanted]
+
+    def ready(self, namespace, name, seconds=120):
+        last = {}
+
+        def is_ready():
+            last.update(self.api.pod(namespace, name))
+            return api.condition(last, "Ready") == "True"
+        try:
+            wait_for(f"pod {namespace}/{name} to be Ready", seconds, is_ready)
+        except Exception as error:
+            raise Failed(f"{error}\n{self.explain(namespace, name)}") from error
+        return last
+
+    def explain(self, namespace, name):
+        """Why a pod is not as it should be."""
+        pod = self.api.pod(namespace, name)
+        lines = [f"pod {namespace}/{name} on {pod['spec'].get('nodeName')}: {pod['status'].get('phase')}"]
+        for status in pod["status"].get("initContainerStatuses", []) + pod["status"].get("containerStatuses", []):
+            lines.append(f"  {status['name']}: {json.dumps(status['state'])}")
+        lines += [f"  event {event['reason']}: {event['message']}" for event in self.api.events(namespace, name)]
+        return "\n".join(lines)
+
+    def delete(self, *namespaces):
+        """All pods of these namespaces, at once, and waits until they are gone."""
+        for namespace in namespaces:
+            self.api.request("DELETE", f"{api.PODS.format(namespace=namespace)}?gracePeriodSeconds=1")
+        for namespace in namespaces:
+            wait_for(f"the pods of {namespace} to be gone", 60, lambda: not self.api.pods(namespace))
+
+    def rules(self, pod):
+        """`nft list ruleset` in a pod's network namespace; "" if there are none."""
+        node = pod["spec"]["nodeName"]
+        path = self.netns(pod)
+        return self.lab.node(node, "nsenter", f"--net={path}", "nft", "list", "ruleset")
+
+    def netns(self, pod):
+        """The path of the pod's network namespace on its node, by its first container's process."""
+        node, meta = pod["spec"]["nodeName"], pod["metadata"]
+        status = (pod["status"].get("containerStatuses") or pod["status"].get("initContainerStatuses"))[0]
+        container = status["containerID"].removeprefix("containerd://")
+        for line in self.lab.node(node, "ctr", "-n", "k8s.io", "tasks", "list").splitlines():
+            words = line.split()
+            if words[0] == container:
+                return f"/proc/{words[1]}/ns/net"
+        raise Failed(f"no process of pod {meta['namespace']}/{meta['name']}")
+
+    def redirected(self, pod):
+        rules = self.rules(pod)
+        return "table inet waylay" in rules and "redirect to :15001" in rules and "redirect to :15006" in rules
+
+    def get(self, pod, url):
+        """A request by the application of a pod. (status, [hop...], body)"""
+        meta = pod["metadata"]
+        text = self.lab.kubectl("exec", "-n", meta["namespace"], meta["name"], "-c", "app", "--", "pod", "get", url, timeout=30)
+        answer = json.loads(text)
+        if "error" in answer:
+            return 0, [], answer["error"]
+        hops = [" ".join(hop.split()[:2]) for hop in answer["hops"] or []][::-1]
+        return answer["status"], hops, answer["body"]
+
+    # Nodes
+
+    def tree(self, node):
+        """Everything below the directories that the agent may change: {path: (mode, size, hash)}."""
+        script = ('for d in "$@"; do [ -e "$d" ] || continue; find "$d" -printf "%p %y %m %l\\n"; '
+                  'find "$d" -type f -exec sha256sum {} +; done | sort')
+        return self.lab.node(node, "sh", "-c", script, "sh", *NODE_DIRECTORIES)
+
+
+def url(pod, family, port=8080, path="/"):
+    address = api.addresses(pod)[family]
+    return f"http://[{address}]:{port}{path}" if family == 6 else f"http://{address}:{port}{path}"
+
+
+def expect(truth, message):
+    if not truth:
+        raise Failed(message)
+
+
+__all__ = ["Failed", "World", "expect", "pods", "url"]
