@@ -83,7 +83,7 @@ class Lab:
         if self.runtime == "2.2":
             path = [str(build.ensure("containerd")), str(build.ensure("runc"))]
         plugins = build.ensure("cni") if self.runtime == "2.2" else pathlib.Path("/usr/lib/cni")
-        return {"kubernetes": str(build.ensure("kubernetes") / "kubernetes"), "path": path, "plugins": str(plugins)}
+        return {"kubernetes": str(build.ensure("kubernetes") / "kubernetes"), "helm": str(build.ensure("helm") / "helm"), "path": path, "plugins": str(plugins)}
 
     def tools(self, programs):
         """Commands for people and tests, on the PATH of `make cluster-shell`."""
@@ -92,6 +92,7 @@ class Lab:
         enter = f"nsenter --target $(cat {self.state}/pid)"
         scripts = {
             "kubectl": f'exec {enter} --net env KUBECONFIG={self.state}/pki/admin.conf {programs["kubernetes"]} kubectl "$@"',
+            "helm": f'exec {enter} --net env KUBECONFIG={self.state}/pki/admin.conf {programs["helm"]} "$@"',
             "net": f'exec {enter} --net "$@"',
             "node": f'name=$1\nshift\nexec {enter} --mount --pid nsenter --target $(cat {self.state}/$name/init.pid) '
                     f'--mount --net --uts --ipc --cgroup env PATH={":".join(programs["path"] + ["$PATH"])} "$@"',
@@ -138,13 +139,13 @@ class Lab:
             if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET) != 0:
                 raise OSError(ctypes.get_errno(), "setns")
 
-    def kill_daemon(self, name, node=None, hold=False):
-        """SIGKILL for a daemon, which comes back at once; with `hold` it does not until `release`."""
+    def kill_daemon(self, name, node=None, hold=False, signal="KILL"):
+        """A signal for a daemon. Killed it comes back at once; with `hold` it does not until `release`."""
         home = self.state / node if node else self.state
         if hold:
             (home / f"{name}.hold").touch()
         pid = (home / f"{name}.pid").read_text(encoding="ascii")
-        self.run("net", "nsenter", "--target", str(self.init), "--pid", "--mount", "kill", "-KILL", pid)
+        self.run("net", "nsenter", "--target", str(self.init), "--pid", "--mount", "kill", f"-{signal}", pid)
 
     def release(self, name, node=None):
         ((self.state / node if node else self.state) / f"{name}.hold").unlink()

@@ -12,7 +12,7 @@ from supervise import wait_for
 HERE = pathlib.Path(__file__).resolve().parent
 AGENT = "k8s-app=istio-cni-node"
 # What the agent may change on a node.
-NODE_DIRECTORIES = ["/etc/cni", "/opt/cni", "/var/run/istio-cni"]
+NODE_DIRECTORIES = ["/etc/cni", "/opt/cni"]
 
 
 class Failed(Exception):
@@ -127,14 +127,18 @@ class World:
 
     def netns(self, pod):
         """The path of the pod's network namespace on its node, by its first container's process."""
-        node, meta = pod["spec"]["nodeName"], pod["metadata"]
         status = (pod["status"].get("containerStatuses") or pod["status"].get("initContainerStatuses"))[0]
-        container = status["containerID"].removeprefix("containerd://")
+        pid = self.pid(pod["spec"]["nodeName"], status["containerID"])
+        expect(pid, f"no process of pod {pod['metadata']['namespace']}/{pod['metadata']['name']}")
+        return f"/proc/{pid}/ns/net"
+
+    def pid(self, node, container):
+        """Of a container's process, in the cluster's PID namespace; None if it does not run."""
         for line in self.lab.node(node, "ctr", "-n", "k8s.io", "tasks", "list").splitlines():
             words = line.split()
-            if words[0] == container:
-                return f"/proc/{words[1]}/ns/net"
-        raise Failed(f"no process of pod {meta['namespace']}/{meta['name']}")
+            if words[0] == container.removeprefix("containerd://") and words[2] == "RUNNING":
+                return words[1]
+        return None
 
     def redirected(self, pod):
         rules = self.rules(pod)
