@@ -11,6 +11,7 @@ from supervise import wait_for
 
 HERE = pathlib.Path(__file__).resolve().parent
 AGENT = "k8s-app=istio-cni-node"
+PRIMARY = "/etc/cni/net.d/10-lab.conflist"
 # What the agent may change on a node.
 NODE_DIRECTORIES = ["/etc/cni", "/opt/cni"]
 
@@ -28,6 +29,7 @@ class World:
         self.api = api.Api(lab.state / "pki")
         self.installed = None
         self.namespace = "istio-cni"
+        self.primary = {node: lab.node(node, "cat", PRIMARY) for node in lab.nodes()}
         self.before = {node: self.tree(node) for node in lab.nodes()}
         self.made_namespaces = {"default", "kube-system"}
 
