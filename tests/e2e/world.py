@@ -10,6 +10,8 @@ import pods
 from supervise import wait_for
 
 HERE = pathlib.Path(__file__).resolve().parent
+CHART = HERE.parent.parent / "daemonset/chart"
+CRASH = "/usr/local/bin/pod crash install-cni"
 AGENT = "k8s-app=istio-cni-node"
 PRIMARY = "/etc/cni/net.d/10-lab.conflist"
 # What the agent may change on a node.
@@ -27,7 +29,7 @@ class World:
         self.lab = lab
         lab.enter()
         self.api = api.Api(lab.state / "pki")
-        self.installed = None
+        self.installed = None  # (shape, tag, ...)
         self.namespace = "istio-cni"
         self.primary = {node: lab.node(node, "cat", PRIMARY) for node in lab.nodes()}
         self.before = {node: self.tree(node) for node in lab.nodes()}
@@ -35,15 +37,20 @@ class World:
 
     # The agent
 
-    def install(self, shape="existing-1.32", tag="dev", wait=True, change=lambda text: text):
-        """Applies one of manifests/, unless it is there already. The seconds until every agent was Ready."""
-        if self.installed == shape:
+    def install(self, shape="chart", tag="dev", values=(), wait=True):
+        """Our chart, or one of manifests/; nothing if that is there already. The seconds until every agent was Ready."""
+        wanted = (shape, tag, tuple(values))
+        if self.installed == wanted:
             return None
-        text = change((HERE / "manifests" / f"{shape}.yaml").read_text(encoding="utf-8"))
-        self.namespace = "kube-system" if "namespace: kube-system" in text else "istio-cni"
+        self.namespace = "kube-system" if shape == "existing-1.12" else "istio-cni"
         started = time.monotonic()
-        self.lab.kubectl("apply", "-f", "-", input=text.replace("localhost/waylay:dev", f"localhost/waylay:{tag}"))
-        self.installed = shape
+        if shape == "chart":
+            settings = [word for value in (f"tag={tag}", *values) for word in ("--set", value)]
+            self.lab.run("helm", "upgrade", "--install", "istio-cni", CHART, "-n", self.namespace, "--create-namespace", *settings)
+        else:
+            text = (HERE / "manifests" / f"{shape}.yaml").read_text(encoding="utf-8")
+            self.lab.kubectl("apply", "-f", "-", input=text.replace("localhost/waylay:dev", f"localhost/waylay:{tag}"))
+        self.installed = wanted
         if wait:
             self.wait_installed()
         return time.monotonic() - started
@@ -51,11 +58,22 @@ class World:
     def wait_installed(self, seconds=90):
         self.lab.kubectl("rollout", "status", "daemonset/istio-cni-node", "-n", self.namespace, f"--timeout={seconds}s", timeout=seconds + 10)
 
-    def uninstall(self, shape=None):
-        """Takes away what `install` applied, and cleans the nodes."""
-        shape = shape or self.installed
-        self.lab.kubectl("delete", "--ignore-not-found", "--timeout=60s", "-f", HERE / "manifests" / f"{shape}.yaml", timeout=90)
-        self.installed = None
+    def uninstall(self):
+        """What a person does; cleaning the nodes is the agents' task."""
+        shape, self.installed = self.installed[0], None
+        if shape == "chart":
+            self.lab.run("helm", "uninstall", "istio-cni", "-n", self.namespace, "--wait", "--timeout=60s", timeout=90)
+        else:
+            self.lab.kubectl("delete", "--ignore-not-found", "--timeout=60s", "-f", HERE / "manifests" / f"{shape}.yaml", timeout=90)
+
+    def update(self, tag, command="install-cni", surge=None):
+        """Another release in the DaemonSet; `surge`: beside the old one, or after it."""
+        container = {"name": "install-cni", "image": f"localhost/waylay:{tag}", "command": command.split()}
+        patch = {"spec": {"template": {"spec": {"containers": [container]}}}}
+        if surge is not None:
+            patch["spec"]["updateStrategy"] = {"rollingUpdate": {"maxSurge": int(surge), "maxUnavailable": int(not surge)}}
+        self.lab.kubectl("patch", "daemonset", "istio-cni-node", "-n", self.namespace, "-p", json.dumps(patch))
+        self.installed = (*self.installed[:1], tag)
 
     def agents(self):
         """The pods of the DaemonSet that were not told to end."""

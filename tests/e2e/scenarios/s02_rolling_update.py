@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rolling updates of the agent while pods keep coming: a good release, and one that crashes once it serves."""
-import json
 import time
 
 from load import Load
+from world import CRASH
 
 TITLE = "rolling updates under 2 pods a second"
 RATE = 2
@@ -15,7 +15,7 @@ def run(world, say):
     load.start()
     time.sleep(2)
     began = time.monotonic()
-    update(world, "next")
+    world.update("next")
     world.wait_installed()
     took = time.monotonic() - began
     time.sleep(2)
@@ -26,19 +26,13 @@ def run(world, say):
     load.count = 1000  # names that were not there before
     load.start()
     time.sleep(2)
-    update(world, "crash", ["/usr/local/bin/pod", "crash", "install-cni"])
+    world.update("crash", CRASH)
     crashes = wait_for_crashes(world, 2)
     world.lab.kubectl("rollout", "undo", "daemonset/istio-cni-node", "-n", world.namespace)
     world.wait_installed(120)
     time.sleep(2)
     say(f"rolled to a release that crashed {crashes} times, and back: {load.finish()}")
     world.delete("load")
-
-
-def update(world, tag, command=None):
-    container = {"name": "install-cni", "image": f"localhost/waylay:{tag}", "command": command or ["install-cni"]}
-    patch = {"spec": {"template": {"spec": {"containers": [container]}}}}
-    world.lab.kubectl("patch", "daemonset", "istio-cni-node", "-n", world.namespace, "-p", json.dumps(patch))
 
 
 def expect_image(world, tag):

@@ -9,15 +9,11 @@ from world import expect
 
 TITLE = "node start: agent and 20 pods in random order"
 NODE, NAMESPACE, PODS, TIMES = "n1", "boot", 20, 5
-OWN = 'ISTIO_OWNED_CNI_CONFIG: "true"'
-CHAINED = 'ISTIO_OWNED_CNI_CONFIG: "false"'
 
 
 def run(world, say):
     for mode in ("own file", "chained"):
-        if world.installed:
-            world.uninstall()
-        world.install(change=lambda text, mode=mode: text.replace(CHAINED, OWN) if mode == "own file" else text)
+        world.install(values=[f"istioOwnedCNIConfig={str(mode == 'own file').lower()}"])
         started = world.start(*(boot_pod(f"boot-{number}") for number in range(PODS)), seconds=180)
         expect(all(world.redirected(pod) for pod in started[:3]), "not redirected before the node starts again")
         counts = []
@@ -27,7 +23,6 @@ def run(world, say):
         say(f"{mode}: {TIMES} starts of {PODS} pods: unredirected {[bypassing for bypassing, _ in counts]}, "
             f"all running after {max(seconds for _, seconds in counts):.0f} s at most")
     world.uninstall()
-    world.install()
 
 
 def boot_pod(name):
