@@ -115,7 +115,6 @@ def accepted_by_the_agent(objects, pending):
     assert not unknown, f"not in docs/SETTINGS.md: {unknown}"
     arguments = box_of(objects["DaemonSet/istio-cni-node"])["args"]
     assert {argument.split("=")[0] for argument in arguments} <= flags, arguments
-    env.setdefault("POD_MANIFEST_DIR", "/nonexistent")
     done = subprocess.run([agent(), *arguments, PLANTED], env=env, capture_output=True, text=True, check=False, timeout=60)
     said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     assert done.returncode == 64 and len(said) == 1 and "--health-port" in said[0], f"{done.returncode}: {said}"
