@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-arm64 build-fault image demo test lint deny fmt test-arm64 test-packets test-kernel test-kernel-ci soak bench fuzz fuzz-ci lab-binaries e2e-image e2e e2e-smoke cluster-up cluster-shell cluster-down clean
+.PHONY: help setup build build-arm64 build-fault image demo test test-chart lint deny fmt test-arm64 test-packets test-kernel test-kernel-ci soak bench fuzz fuzz-ci lab-binaries e2e-image e2e e2e-smoke cluster-up cluster-shell cluster-down clean
 .NOTPARALLEL:
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -46,6 +46,9 @@ test: lint build build-fault demo fuzz-ci test-kernel-ci ## everything that CI r
 
 build-fault: ## the agent with kill points, for the fault tests
 	cargo build --locked -p node-agent --features fault-injection --target-dir $(CARGO_TARGET_DIR)/fault
+
+test-chart: setup build ## the Helm chart: each value, platform and Kubernetes version rendered by real Helm
+	@target/venv/bin/python -B tests/chart/test.py
 
 test-packets: ## only the traffic proof: every row of the packet matrix, real sockets, both families
 	@tests/run.sh -p waylay-tests --test packets -- --show-output
