@@ -136,6 +136,8 @@ CASES = [
     ("podMonitor.enabled", True, {"PodMonitor/istio-cni-node": NEW}),
     ("podMonitor.interval", "5s", NOTHING),
     ("revision", "r", labels("istio.io/rev", "r")),
+    ("revision", "1", labels("istio.io/rev", "1")),
+    ("ownerName", "true", labels("install.operator.istio.io/owning-resource", "true")),
     ("ownerName", "o", labels("install.operator.istio.io/owning-resource", "o")),
     ("global.networkPolicy.enabled", True, {"NetworkPolicy/istio-cni": NEW}),
     ("global.resourceScope", "cluster", {name: ABSENT for name in NAMESPACED}),

@@ -223,9 +223,11 @@ def the_notes_name_what_has_no_effect():
         plain = install(known)[1]
         told = install(known, "--set", "repair.deletePods=true,cni.privileged=true,mode=observe")[1]
     assert "Without effect" not in plain and "observes" not in plain, plain
-    assert "localhost/waylay:0.1.0" in plain and "label namespace istio-cni pod-security" in plain, plain
+    assert "DaemonSet istio-cni-node in istio-cni, image localhost/waylay:0.1.0" in plain, plain
+    assert "kubectl rollout status -n istio-cni daemonset/istio-cni-node" in plain, plain
+    assert "If no pod of it appears" in plain and "kubectl label namespace istio-cni pod-security" in plain, plain
     assert "Without effect: privileged (never needed), repair (no repair of pods yet)" in told, told
-    assert "--set mode=redirect" in told, told
+    assert "It observes" in told and "--set mode=redirect" in told, told
 
 
 def versions_are_those_of_the_workspace():
