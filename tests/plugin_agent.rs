@@ -128,6 +128,38 @@ fn check_of_a_pod_that_is_left_alone_succeeds() {
 }
 
 #[test]
+fn rules_of_istio_in_the_netns_are_left_alone_in_each_form() {
+    let node = Node::new();
+    let _agent = node.start_agent();
+    let theirs = [
+        (
+            "nft",
+            "table inet istio-proxy-nat { chain prerouting { type nat hook prerouting priority -100; } }",
+        ),
+        (
+            "iptables",
+            "table ip nat { chain ISTIO_OUTPUT { } chain OUTPUT { type nat hook output priority -100; } }",
+        ),
+        ("ip6tables", "table ip6 mangle { chain ISTIO_DIVERT { } }"),
+    ];
+    for (name, rules) in theirs {
+        let sandbox = node.sandbox(name);
+        node.write_mesh_pod(&sandbox, &[]);
+        sandbox.nft(rules);
+        let before = sandbox.ruleset();
+        assert_eq!(node.plugin("ADD", &sandbox).code(), 0, "{name}");
+        assert_eq!(sandbox.ruleset(), before, "{name}");
+        assert_eq!(node.plugin("CHECK", &sandbox).code(), 0, "{name}");
+    }
+    // Names that only look alike.
+    let sandbox = node.sandbox("other");
+    node.write_mesh_pod(&sandbox, &[]);
+    sandbox.nft("table ip nat { chain MY_ISTIO_ { } chain istio_output { } }");
+    assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
+    assert_eq!(sandbox.programmed(), Programmed::Complete);
+}
+
+#[test]
 fn a_bad_annotation_fails_the_pod_with_one_line_and_no_rules() {
     let node = Node::new();
     let _agent = node.start_agent();

@@ -23,6 +23,8 @@ const AGENT_POD_PREFIX: &str = "istio-cni-node-";
 const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 /// Where the kubelet has a pod from: `api`, `file` or `http`.
 const CONFIG_SOURCE: &str = "kubernetes.io/config.source";
+/// How long an ADD waits for an agent that only observes.
+const OBSERVE_LIMIT: Duration = Duration::from_secs(3);
 /// How long a CHECK waits for the agent. It has nothing to say when the agent cannot be asked.
 const CHECK_LIMIT: Duration = Duration::from_secs(2);
 
@@ -45,10 +47,26 @@ pub(crate) fn add(
         agent::tell(&run_dir, &Notice { protocol: PROTOCOL, kind: NoticeKind::Pass, reason, sandbox });
         return Ok(());
     }
+    match redirect(call, &options, request(Operation::Add, sandbox.clone(), &options, lookup)) {
+        Err(error) if options.observe => {
+            let reason = PassReason::Observed.code();
+            let text = format!("pass without redirection: {reason} ({}): {error}", subject(&sandbox));
+            log::line(stderr, Level::parse(&options.log_level), Level::Warn, &text);
+            let reason = reason.into();
+            agent::tell(&run_dir, &Notice { protocol: PROTOCOL, kind: NoticeKind::Pass, reason, sandbox });
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Let the agent make the pod ready.
+fn redirect(call: &Call<'_>, options: &Options, mut request: Request) -> Result<(), Error> {
+    let run_dir = run_dir(&options.run_dir);
     let descriptors = Descriptors::open(&call.invocation)?;
-    let mut request = request(Operation::Add, sandbox, &options, lookup);
     request.addresses = call.document.prev_result().map(cni::addresses).unwrap_or_default();
-    let limit = Duration::from_secs(options.deadline_seconds.into());
+    let deadline = Duration::from_secs(options.deadline_seconds.into());
+    let limit = if options.observe { deadline.min(OBSERVE_LIMIT) } else { deadline };
     match agent::ask(&run_dir, &mut request, &descriptors.as_fds(), limit) {
         Ok(answer) => settle(answer),
         Err(NoAnswer::Final(error)) => Err(error),
@@ -56,7 +74,7 @@ pub(crate) fn add(
             Code::TryAgain,
             &format!(
                 "the istio-cni agent did not make pod {}/{} ready within {} s ({}: {trouble}); see the istio-cni-node pod \
-                 on this node and its log",
+                 on this node and its log, or, if there is to be none any more, run node-cleanup.sh on the node",
                 request.sandbox.namespace,
                 request.sandbox.name,
                 limit.as_secs(),
@@ -223,6 +241,7 @@ mod tests {
             run_dir: String::new(),
             log_level: String::new(),
             deadline_seconds: 60,
+            observe: false,
             annotations: annotations
                 .map(|keys| keys.iter().map(|key| (String::from(*key), "x".repeat(1000))).collect()),
         }

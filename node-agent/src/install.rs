@@ -55,6 +55,7 @@ pub(crate) fn installer(settings: &InstallSettings) -> Result<Installer, Vec<Set
             exclude_namespaces: entry.exclude_namespaces.clone(),
             pod_namespace: entry.pod_namespace.clone(),
             deadline_seconds: entry.agent_deadline_seconds,
+            observe: entry.observe,
         },
         file_mode: if settings.group_read { 0o640 } else { 0o600 },
         downgrade: false,

@@ -453,6 +453,16 @@ impl Sandbox {
         })
     }
 
+    /// Give `nft` these commands in the sandbox.
+    pub fn nft(&self, commands: &str) {
+        self.netns.program("nft", &["-f", "-"], commands);
+    }
+
+    /// All of the sandbox's rules, as `nft` lists them.
+    pub fn ruleset(&self) -> String {
+        self.netns.program("nft", &["list", "ruleset"], "")
+    }
+
     /// What `ip` prints for `arguments` in the pod's netns.
     #[must_use]
     pub fn ip(&self, arguments: &str) -> String {

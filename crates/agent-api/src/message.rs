@@ -165,12 +165,20 @@ pub enum PassReason {
     NoSidecar,
     /// The runtime handed over the annotations, and by them the pod is a manifest on the node's own disk.
     StaticPod,
+    /// The agent observes only, and could not be asked, or failed.
+    Observed,
 }
 
 impl PassReason {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::NotKubernetes, Self::ExcludedNamespace, Self::AgentPod, Self::NoSidecar, Self::StaticPod];
+    pub const ALL: [Self; 6] = [
+        Self::NotKubernetes,
+        Self::ExcludedNamespace,
+        Self::AgentPod,
+        Self::NoSidecar,
+        Self::StaticPod,
+        Self::Observed,
+    ];
 
     /// The reason code.
     #[must_use]
@@ -181,6 +189,7 @@ impl PassReason {
             Self::AgentPod => "agent_pod",
             Self::NoSidecar => "no_sidecar",
             Self::StaticPod => "static_pod",
+            Self::Observed => "observed",
         }
     }
 }

@@ -42,6 +42,8 @@ pub struct Options {
     pub log_level: String,
     /// `agent_deadline_seconds`: how long an ADD waits for the agent, 1 to 200 s.
     pub deadline_seconds: u16,
+    /// `observe`: the agent decides and writes nothing, so no pod waits for it or fails by it.
+    pub observe: bool,
     /// The pod's annotations, if the runtime handed them over. `None` and an empty map are different things: only with a
     /// map is an annotation that is not in it known to be absent.
     pub annotations: Option<BTreeMap<String, String>>,
@@ -143,6 +145,7 @@ impl<'a> Document<'a> {
             run_dir: self.value("cni_agent_run_dir", "a string")?.unwrap_or_default(),
             log_level: self.value("plugin_log_level", "a string")?.unwrap_or_default(),
             deadline_seconds: deadline,
+            observe: self.value("observe", "true or false")?.unwrap_or_default(),
             annotations: self.annotations()?,
         })
     }
@@ -265,11 +268,12 @@ mod tests {
             run_dir: String::new(),
             log_level: String::new(),
             deadline_seconds: 60,
+            observe: false,
             annotations: None,
         };
         assert_eq!(options(r#""type":"istio-cni""#), Ok(expected.clone()));
         let nulls = r#""exclude_namespaces":null,"pod_namespace":null,"ambient_enabled":null,"agent_deadline_seconds":null,
-            "runtimeConfig":null,"plugin_log_level":null,"cni_agent_run_dir":null"#;
+            "observe":null,"runtimeConfig":null,"plugin_log_level":null,"cni_agent_run_dir":null"#;
         assert_eq!(options(nulls), Ok(expected));
     }
 
@@ -277,7 +281,7 @@ mod tests {
     fn every_key_of_ours_is_read() {
         let options = options(
             r#""exclude_namespaces":["kube-system","a"],"pod_namespace":"istio-system","ambient_enabled":true,
-               "cni_agent_run_dir":"/run/x","plugin_log_level":"debug","agent_deadline_seconds":200,
+               "cni_agent_run_dir":"/run/x","plugin_log_level":"debug","agent_deadline_seconds":200,"observe":true,
                "runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"a/b":"c"},"portMappings":[1]}"#,
         );
         let expected = Options {
@@ -287,6 +291,7 @@ mod tests {
             run_dir: "/run/x".into(),
             log_level: "debug".into(),
             deadline_seconds: 200,
+            observe: true,
             annotations: Some(BTreeMap::from([("a/b".into(), "c".into())])),
         };
         assert_eq!(options, Ok(expected));

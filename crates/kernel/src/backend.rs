@@ -88,6 +88,15 @@ impl Nftables {
         self.read_outlines()
     }
 
+    /// Whether there are redirection rules of Istio's own plugin or init container: tables `istio-proxy-*`, or chains
+    /// `ISTIO_*` as iptables makes them on top of nf_tables. Those of the older iptables cannot be seen by this socket.
+    ///
+    /// # Errors
+    /// [`Error`] when the chains could not be read.
+    pub fn has_istio_rules(&mut self) -> Result<bool, Error> {
+        self.read_istio_rules()
+    }
+
     /// Whether this kernel knows all that `tables` are made of: it is given the messages of a transaction without its
     /// end, looks at each, and then drops them all. Changes nothing; the netns must hold no table of ours.
     ///

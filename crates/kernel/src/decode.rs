@@ -68,6 +68,16 @@ pub(crate) fn table_of(message: Message<'_>) -> Result<&str, Malformed> {
     if kind == NFTA_CHAIN_TABLE { read_str(payload) } else { Err(Malformed("no table")) }
 }
 
+/// The name of a chain, whatever it is made of.
+pub(crate) fn chain_name(message: Message<'_>) -> Result<&str, Malformed> {
+    for attribute in Attrs::of_netfilter(message.payload)? {
+        if let (NFTA_CHAIN_NAME, payload) = attribute? {
+            return read_str(payload);
+        }
+    }
+    Err(Malformed("chain without a name"))
+}
+
 /// A chain, without its rules.
 pub(crate) fn chain(message: Message<'_>) -> Result<Chain, Malformed> {
     let mut chain = Chain { name: String::new(), base: None, rules: Vec::new() };

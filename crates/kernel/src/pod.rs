@@ -54,6 +54,14 @@ impl PodNetns {
         self.nftables.observe()
     }
 
+    /// See [`Nftables::has_istio_rules`].
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn has_istio_rules(&mut self) -> Result<bool, Error> {
+        self.nftables.has_istio_rules()
+    }
+
     /// See [`Nftables::outlines`].
     ///
     /// # Errors

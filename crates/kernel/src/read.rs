@@ -67,6 +67,23 @@ impl Nftables {
         Err(Error::Interrupted { what: READ.what })
     }
 
+    /// [`Nftables::has_istio_rules`].
+    pub(crate) fn read_istio_rules(&mut self) -> Result<bool, Error> {
+        for _ in 0..ATTEMPTS {
+            let generation = self.generation()?;
+            let (kind, nfproto) = (NFT_MSG_GETCHAIN, NFPROTO_UNSPEC);
+            let listing = Listing { kind, nfproto, table: None, set: None, generation };
+            let theirs = |m: Message<'_>| {
+                let (table, chain) = (decode::table_of(m)?, decode::chain_name(m)?);
+                Ok(table.starts_with("istio-proxy") || chain.starts_with("ISTIO_"))
+            };
+            if let Some(chains) = self.list(listing, theirs)? {
+                return Ok(chains.into_iter().any(|theirs| theirs.unwrap_or(false)));
+            }
+        }
+        Err(Error::Interrupted { what: READ.what })
+    }
+
     /// [`Nftables::outlines`].
     pub(crate) fn read_outlines(&mut self) -> Result<Vec<Table>, Error> {
         'attempts: for _ in 0..ATTEMPTS {

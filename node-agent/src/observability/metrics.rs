@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_scrape_has_exactly_these_names() {
+    fn the_scrape_has_exactly_the_documented_names() {
         let metrics = Metrics::new();
         metrics.add("done", "programmed", Duration::from_micros(300));
         metrics.check("fail", "rules_differ");
@@ -283,35 +283,25 @@ mod tests {
         metrics.bypass("ipv6_bypass");
         metrics.event("sent");
         let text = metrics.render();
-        let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
-        assert_eq!(
-            names,
-            [
-                "istio_cni_installs counter",
-                "istio_cni_install_ready gauge",
-                "istio_cni_repair_pods_repaired counter",
-                "istio_cni_plugin_requests counter",
-                "waylay_adds counter",
-                "waylay_checks counter",
-                "waylay_add_duration_seconds histogram",
-                "waylay_refused_peers counter",
-                "waylay_notices counter",
-                "waylay_ipv6 counter",
-                "waylay_blocked gauge",
-                "waylay_open_connections gauge",
-                "waylay_queue_depth gauge",
-                "waylay_socket_holder gauge",
-                "waylay_install_restored counter",
-                "waylay_install_fight gauge",
-                "waylay_bad_manifests gauge",
-                "waylay_api_requests counter",
-                "waylay_pods gauge",
-                "waylay_pod_watch_last_event_timestamp_seconds gauge",
-                "waylay_pod_watch_errors counter",
-                "waylay_bypasses counter",
-                "waylay_events counter",
-            ]
-        );
+        let mut names: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            // Samples of a counter have a suffix, and documents are about samples.
+            .map(|line| match line.split_once(' ') {
+                Some((name, "counter")) => format!("| `{name}_total` | counter |"),
+                Some((name, kind)) => format!("| `{name}` | {kind} |"),
+                None => panic!("{line}"),
+            })
+            .collect();
+        names.sort();
+        let documented = include_str!("../../../docs/METRICS.md");
+        let mut lines: Vec<_> = documented
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.splitn(4, '|').take(3).collect::<Vec<_>>().join("|") + "|")
+            .collect();
+        lines.sort();
+        assert_eq!(lines, names);
         for line in [
             "istio_cni_installs_total{result=\"SUCCESS\"} 1",
             "istio_cni_repair_pods_repaired_total{type=\"repair\",result=\"success\"} 0",

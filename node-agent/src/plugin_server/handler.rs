@@ -260,8 +260,8 @@ impl Job for Exchange {
         let lo_deadline = std::time::Instant::now() + LO_WAIT.saturating_sub(reply.age());
         let result = match wanted {
             Some(wanted) => sandboxed.add(*wanted, lo_deadline).map(|added| {
-                record(&records, &sandbox, true, added.reason);
-                reply.ipv6 = Some(added.ipv6);
+                record(&records, &sandbox, added.ipv6.is_some(), added.reason);
+                reply.ipv6 = added.ipv6;
                 added.reason
             }),
             None => sandboxed.check(redirected),

@@ -45,8 +45,8 @@ pub(crate) struct Wanted {
 pub(crate) struct Added {
     /// The reason code.
     pub(crate) reason: &'static str,
-    /// What is done with IPv6.
-    pub(crate) ipv6: Ipv6Decision,
+    /// What is done with IPv6; nothing when no rules were written.
+    pub(crate) ipv6: Option<Ipv6Decision>,
 }
 
 impl Sandboxed {
@@ -66,6 +66,10 @@ impl Sandboxed {
     /// [`Failure`]; asking again is safe.
     pub(crate) fn add(&mut self, wanted: Wanted, lo_deadline: Instant) -> Result<Added, Failure> {
         let Wanted { mut config, ipv6_policy, addresses } = wanted;
+        // As while the existing plugin and this one are in the same list.
+        if self.pod.has_istio_rules().map_err(kernel("look for rules of Istio"))? {
+            return Ok(Added { reason: redirect::Reason::RedirectedByIstio.code(), ipv6: None });
+        }
         let found = self.addresses()?;
         let present: Vec<IpAddr> = found.iter().map(|address| address.addr).collect();
         let ipv6 = decide_ipv6(ipv6_policy, config.dual_stack, &addresses, &present)?;
@@ -79,7 +83,7 @@ impl Sandboxed {
             Applied::Unchanged => "unchanged",
             Applied::Replaced => "replaced",
         };
-        Ok(Added { reason, ipv6 })
+        Ok(Added { reason, ipv6: Some(ipv6) })
     }
 
     fn addresses(&mut self) -> Result<Vec<Address>, Failure> {

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::mode;
 use super::table;
 use super::values::{Values, items};
 use crate::observability::logs;
+use crate::policy::Mode;
 
 /// Name of the copy of the primary's list, unless another is given: it sorts before what vendors write.
 const OWN_FILE: &str = "02-istio-cni.conflist";
@@ -71,6 +73,8 @@ pub(crate) struct EntrySettings {
     pub(crate) pod_namespace: String,
     /// `agent_deadline_seconds`.
     pub(crate) agent_deadline_seconds: u16,
+    /// `observe`.
+    pub(crate) observe: bool,
 }
 
 /// What counts of the template of the 1.12 era.
@@ -106,6 +110,7 @@ impl InstallSettings {
                 agent_deadline_seconds: values.number(&table::AGENT_DEADLINE, deadline, |seconds| {
                     u16::try_from(seconds).ok().filter(|s| (1..=cni::config::DEADLINE_MAX).contains(s))
                 }),
+                observe: mode(values) == Mode::Observe,
             },
         }
     }

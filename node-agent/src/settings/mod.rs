@@ -126,11 +126,7 @@ impl Settings {
 fn policy(values: &mut Values) -> Policy {
     let selector = "a label selector with matchLabels or matchExpressions that does not select everything";
     Policy {
-        mode: values.value(&table::MODE, "redirect or observe", |text| match text {
-            "redirect" | "" => Some(Mode::Redirect),
-            "observe" => Some(Mode::Observe),
-            _ => None,
-        }),
+        mode: mode(values),
         ipv6: values.value(&table::IPV6_POLICY, "auto, capture or drop", |text| {
             if text.is_empty() { Some(Ipv6Policy::default()) } else { text.parse().ok() }
         }),
@@ -145,4 +141,12 @@ fn policy(values: &mut Values) -> Policy {
         excluded_pods: values.value(&table::EXCLUDE_POD_SELECTOR, selector, Excluded::parse),
         excluded_namespaces: values.value(&table::EXCLUDE_NAMESPACE_SELECTOR, selector, Excluded::parse),
     }
+}
+
+fn mode(values: &mut Values) -> Mode {
+    values.value(&table::MODE, "redirect or observe", |text| match text {
+        "redirect" | "" => Some(Mode::Redirect),
+        "observe" => Some(Mode::Observe),
+        _ => None,
+    })
 }

@@ -161,7 +161,11 @@ impl Values {
             None => (setting.name().to_owned(), setting.default),
         };
         let value = text.chars().take(SHOWN).collect();
-        self.errors.push(SettingError::Value { given, value, accepted });
+        let error = SettingError::Value { given, value, accepted };
+        // Some are read for two purposes.
+        if !self.errors.contains(&error) {
+            self.errors.push(error);
+        }
     }
 
     /// Something else is wrong.

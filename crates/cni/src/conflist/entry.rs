@@ -25,6 +25,8 @@ pub struct Entry {
     pub pod_namespace: String,
     /// `agent_deadline_seconds`, 1 to 200.
     pub deadline_seconds: u16,
+    /// `observe`, written only when it is true.
+    pub observe: bool,
 }
 
 /// What our entry says about its file, so that removal needs no memory but the file. The plugin skips these keys.
@@ -56,6 +58,8 @@ struct Written<'a> {
     exclude_namespaces: &'a [String],
     pod_namespace: &'a str,
     agent_deadline_seconds: u16,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    observe: bool,
     capabilities: std::collections::BTreeMap<&'a str, bool>,
     #[serde(flatten)]
     marks: &'a Marks,
@@ -70,6 +74,7 @@ impl Default for Entry {
             exclude_namespaces: Vec::new(),
             pod_namespace: String::new(),
             deadline_seconds: DEADLINE_DEFAULT,
+            observe: false,
         }
     }
 }
@@ -100,6 +105,7 @@ impl Entry {
             exclude_namespaces: &self.exclude_namespaces,
             pod_namespace: &self.pod_namespace,
             agent_deadline_seconds: self.deadline_seconds,
+            observe: self.observe,
             capabilities: [(POD_ANNOTATIONS, true)].into(),
             marks,
         }

@@ -41,6 +41,7 @@ fn the_plugin_reads_what_the_entry_says_and_asks_for_the_annotations() {
         exclude_namespaces: vec!["kube-system".into(), "\"<>".into()],
         pod_namespace: "istio-system".into(),
         deadline_seconds: 7,
+        observe: true,
     };
     for text in [entry.render(&Marks::default()), entry.standalone()] {
         let options = Document::parse(text.as_bytes()).unwrap().options().unwrap();
@@ -50,6 +51,7 @@ fn the_plugin_reads_what_the_entry_says_and_asks_for_the_annotations() {
         );
         assert_eq!(options.exclude_namespaces, entry.exclude_namespaces);
         assert_eq!((options.pod_namespace.as_str(), options.deadline_seconds), ("istio-system", 7));
+        assert!(options.observe);
         let value: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["capabilities"], json!({"io.kubernetes.cri.pod-annotations": true}));
         assert_eq!((&value["type"], &value["name"]), (&json!("istio-cni"), &json!("istio-cni")));
