@@ -119,6 +119,8 @@ fn plain<T: Ord>(raw: &[RawElement], value: impl Fn(&Data) -> Option<T>) -> Resu
     let mut values: Vec<T> =
         raw.iter().map(value).collect::<Option<_>>().ok_or(Malformed("element value"))?;
     values.sort_unstable();
+    // A set has each element once; a dump has some twice while the kernel resizes the set's hash table.
+    values.dedup();
     Ok(values)
 }
 
@@ -151,4 +153,17 @@ where
     }
     ranges.extend(open.map(|first| Range { first, last: max }));
     Ok(ranges.into_iter().collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_element_that_a_dump_has_twice_is_one() {
+        let port = |port: u16| RawElement { key: Data::new(&port.to_be_bytes()).unwrap(), end: false };
+        let raw = [port(443), port(80), port(443)];
+        assert_eq!(plain(&raw, |key| key.array().map(u16::from_be_bytes)), Ok(vec![80, 443]));
+    }
 }
