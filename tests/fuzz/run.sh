@@ -3,7 +3,7 @@
 # Fuzz the parsers of bytes that others write.
 #
 #   make fuzz       tests/fuzz/run.sh "$(SECONDS)"          5 minutes a target, or as many seconds as wanted
-#   make fuzz-ci    tests/fuzz/seeded.sh && tests/fuzz/run.sh 12      a minute in all, after the proof that this finds bugs
+#   make fuzz-ci    tests/fuzz/seeded.sh && tests/fuzz/run.sh 10      a minute in all, after the proof that this finds bugs
 #
 # Usage: run.sh SECONDS-PER-TARGET [TARGET...]
 #
@@ -17,7 +17,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 seconds=${1:?usage: run.sh SECONDS-PER-TARGET [TARGET...]}
 shift
-[ $# -gt 0 ] || set -- cni_stdin cni_args annotations agent_frame netlink_reply
+[ $# -gt 0 ] || set -- cni_stdin cni_args conflist annotations agent_frame netlink_reply
 
 target_dir=${FUZZ_TARGET_DIR:-$here/target}
 host=$(rustc -vV | sed -n 's/^host: //p')

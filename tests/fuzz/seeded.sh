@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Does the fuzzing find anything? Plants a defect in every target and requires that each is found within 12 s, that is all
+# Does the fuzzing find anything? Plants a defect in every target and requires that each is found within 10 s, that is all
 # of them in the minute that CI spends (see run.sh), from the committed corpus alone.
 #
 # Usage: seeded.sh [TARGET...]
@@ -8,7 +8,7 @@
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
-[ $# -gt 0 ] || set -- cni_stdin cni_args annotations agent_frame netlink_reply
+[ $# -gt 0 ] || set -- cni_stdin cni_args conflist annotations agent_frame netlink_reply
 
 FUZZ_TARGET_DIR=${FUZZ_TARGET_DIR:-$here/target}
 FUZZ_FEATURES=seeded-bug
@@ -20,7 +20,7 @@ FUZZ_BUILD_ONLY=1 "$here/run.sh" 0
 missed=
 for target; do
     # The run fails when it finds something, and then that must be ours.
-    if ! said=$("$here/run.sh" 12 "$target" 2>&1) && grep -qx seeded "$FUZZ_TARGET_DIR/$target.log"; then
+    if ! said=$("$here/run.sh" 10 "$target" 2>&1) && grep -qx seeded "$FUZZ_TARGET_DIR/$target.log"; then
         echo "$said" | sed -n 's/^fuzz: \([a-z_]*\): FOUND after \([0-9]*\) ms.*/seeded: \1: found after \2 ms/p'
     else
         missed="$missed $target"
