@@ -10,6 +10,7 @@ PACKAGES=(
     ca-certificates curl git make         # the usual
     gcc g++ libc6-dev                     # the linker that rustc calls; libFuzzer is C++
     musl-tools gcc-aarch64-linux-gnu      # for the C and assembly in ring
+    libc6-dev-arm64-cross                 # the headers that it includes; only recommended by its compiler
     python3 python3-venv                  # the demo and the tools below
     iproute2 nftables procps util-linux   # what the tests and the demo look at, and how they enter namespaces
     containernetworking-plugins           # the reference bridge and host-local plugins, in /usr/lib/cni
