@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-arm64 build-fault image demo test test-chart lint deny fmt test-arm64 test-packets test-kernel test-kernel-ci soak bench fuzz fuzz-ci lab-binaries e2e-image e2e e2e-smoke cluster-up cluster-shell cluster-down clean
+.PHONY: help setup build build-arm64 build-fault image demo test test-chart lint deny fmt test-arm64 test-image test-packets test-kernel test-kernel-ci soak bench fuzz fuzz-ci lab-binaries e2e-image e2e e2e-smoke cluster-up cluster-shell cluster-down clean
 .NOTPARALLEL:
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -12,10 +12,10 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 MUSL := x86_64-unknown-linux-musl
 ARM64 := aarch64-unknown-linux-musl
-# Rust's own linker and the musl that comes with the target: no C compiler for another architecture is needed.
+# Rust's own linker and the musl that comes with the target. Compilers are needed for the C of dependencies only.
+export CC_aarch64_unknown_linux_musl := aarch64-linux-gnu-gcc
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER := rust-lld
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER := qemu-aarch64-static
-export CC_aarch64_unknown_linux_musl := aarch64-linux-gnu-gcc
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 FUZZ := tests/fuzz/Cargo.toml
 SCRIPTS = .ci/run tests/kernel/init $(wildcard daemonset/*.sh install-scripts/*.sh) $(shell find tests -name '*.sh' -not -path '*/target/*')
@@ -38,10 +38,15 @@ image: build build-arm64 ## the image for both architectures: an OCI layout in t
 	daemonset/stage.sh $(CARGO_TARGET_DIR)/image-root amd64=$(MUSL) arm64=$(ARM64)
 	daemonset/image.py $(CARGO_TARGET_DIR)/image $(CARGO_TARGET_DIR)/image-root $(VERSION)
 
+test-image: image ## what is in the image, and that packing it again gives the same bytes
+	daemonset/stage.sh $(CARGO_TARGET_DIR)/image-again/root amd64=$(MUSL) arm64=$(ARM64)
+	daemonset/image.py $(CARGO_TARGET_DIR)/image-again/image $(CARGO_TARGET_DIR)/image-again/root $(VERSION) >/dev/null
+	tests/image.py $(CARGO_TARGET_DIR)/image $(CARGO_TARGET_DIR)/image-again/image
+
 demo: setup build ## four pods, real Envoy, real HTTP, both families; KEEP=1 leaves it up to look around
 	@target/venv/bin/python -B tests/demo/demo.py $(if $(KEEP),--keep)
 
-test: lint build build-fault demo fuzz-ci test-kernel-ci ## everything that CI runs: lint, demo, fuzzing, a second kernel, all tests
+test: lint build build-fault demo fuzz-ci test-kernel-ci test-image test-arm64 ## everything that CI runs: lint, demo, fuzzing, a second kernel, the image, arm64, all tests
 	@tests/run.sh --workspace
 
 build-fault: ## the agent with kill points, for the fault tests
@@ -90,7 +95,7 @@ cluster-shell: ## a shell with kubectl, helm, node and net for that cluster
 cluster-down: ## end it, and remove everything that it left
 	@tests/e2e/lab.py down
 
-bench: build ## the figures and their limits: a table, and target/bench/report.json
+bench: image ## the figures and their limits: a table, and target/bench/report.json
 	cargo run --locked --release -p waylay-tests --bin bench
 
 lint: deny ## formatting, clippy, licences, shell scripts
@@ -112,7 +117,7 @@ fuzz: ## fuzz the parsers of foreign bytes, five minutes a target or SECONDS=n
 
 fuzz-ci: ## a minute of fuzzing in all, after proof that it finds a planted defect
 	tests/fuzz/seeded.sh
-	tests/fuzz/run.sh 12
+	tests/fuzz/run.sh 10
 
 clean: ## remove what was built, the tools of setup too
 	cargo clean
