@@ -2,8 +2,8 @@
 //! What Waylay costs: prints a table, writes `target/bench/report.json` (a list of `{name, value, unit, limit, ok}`) and
 //! fails when a figure is over its limit. Needs root.
 //!
-//! `make bench` is `cargo run --locked --release -p waylay-tests --bin bench`. It builds the plugin and the agent as they are
-//! shipped, or takes those that `WAYLAY_PLUGIN` and `WAYLAY_AGENT` name.
+//! `make bench` is `make image` and `cargo run --locked --release -p waylay-tests --bin bench`. It builds the plugin and the
+//! agent as they are shipped, or takes those that `WAYLAY_PLUGIN` and `WAYLAY_AGENT` name.
 //!
 //! Times depend on the machine and on who else uses it. So each is given as a ratio to what stands beside it in the same
 //! round: a process that does nothing (`/bin/true`) for the plugin, `nft -f` for the rules, no or a shorter list for lists.
@@ -14,6 +14,8 @@
 
 mod calls;
 mod connect;
+mod image;
+mod life;
 mod lists;
 mod node;
 mod report;
@@ -35,10 +37,12 @@ fn main() -> ExitCode {
     rules::measure(&mut report);
     lists::measure(&mut report);
     connect::measure(&mut report);
-    start::measure(&agent, &mut report);
+    start::measure(&plugin, &agent, &mut report);
     node::measure(&plugin, &agent, &mut report);
+    life::measure(&plugin, &agent, &mut report);
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from);
+    image::measure(&target, &mut report);
     report.write(&target.join("bench"));
     if report.print() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How soon the agent answers a probe, and how soon with 200: a probe that comes too early costs a node the ten seconds
-//! until the next one.
+//! How soon the agent answers a probe, and how soon with 200, on a node whose primary network's file is there: a probe
+//! that comes too early costs a node the ten seconds until the next one.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use harness::netns::Netns;
-use harness::node::Node;
 
+use crate::life::Host;
 use crate::report::{Report, percentile};
 
 /// Starts of the agent.
@@ -27,15 +27,16 @@ impl Drop for Agent {
     }
 }
 
-pub(crate) fn measure(agent: &Path, report: &mut Report) {
+pub(crate) fn measure(plugin: &Path, agent: &Path, report: &mut Report) {
     let (mut first, mut ready) = (Vec::new(), Vec::new());
     for _ in 0..STARTS {
-        let (node, netns) = (Node::new(), Netns::fresh());
+        let (host, netns) = (Host::new(plugin), Netns::fresh());
+        let node = &host.node;
         let mut command = Command::new(agent);
         command
             .arg(format!("--cni-agent-run-dir={}", node.run_dir().display()))
             .arg(format!("--pod-manifest-dir={}", node.run_dir().with_file_name("pods").display()))
-            .arg("--cni-enable-install=false")
+            .envs(host.settings())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
