@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each value of the chart changed alone, and all that this changes in what is rendered; platform presets the same."""
+import json
+
 from helm import ABSENT
 
 SET = "ConfigMap/istio-cni-config.data."
@@ -30,6 +32,8 @@ NAMESPACED = ["ConfigMap/istio-cni-config", "DaemonSet/istio-cni-node", "Role/is
 AFFINITY = {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a", "operator": "Exists"}]}]}
 NODES = {"requiredDuringSchedulingIgnoredDuringExecution": AFFINITY}
 PODS = {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "a"}]}
+EXPRESSIONS = [{"key": "a", "operator": "NotIn", "values": ["b", "c"]}]
+DENSE = {"separators": (",", ":"), "sort_keys": True}
 NOTHING = {}
 
 # (value, given, what changes). A value may come several times.
@@ -40,8 +44,11 @@ CASES = [
     ("agentDeadlineSeconds", 200, {SET + "AGENT_DEADLINE_SECONDS": "200"}),
     ("excludeNamespaces", ["a", "b"], {SET + "EXCLUDE_NAMESPACES": "a,b"}),
     ("excludeNamespaces", [], {SET + "EXCLUDE_NAMESPACES": ""}),
-    ("excludeNamespaceSelector", "a in (b,c)", {SET + "EXCLUDE_NAMESPACE_SELECTOR": "a in (b,c)"}),
-    ("excludePodSelector", "a=b,!c", {SET + "EXCLUDE_POD_SELECTOR": "a=b,!c"}),
+    ("stopDecisionSeconds", 25, {SET + "STOP_DECISION_SECONDS": "25"}),
+    *((f"exclude{what}Selector.{key}", value, {SET + f"EXCLUDE_{what.upper()}_SELECTOR": json.dumps({key: value}, **DENSE)})
+      for what in ("Namespace", "Pod") for key, value in (("matchLabels", {"a": "true"}), ("matchExpressions", EXPRESSIONS))),
+    # It would select everything.
+    ("excludePodSelector.matchLabels", {}, NOTHING),
     ("runtimeClassBypass.policy", "refuse", {SET + "RUNTIME_CLASS_POLICY": "refuse"}),
     ("runtimeClassBypass.classes", ["my*"], {SET + "RUNTIME_CLASSES": "my*"}),
     ("podManifestDir", "/etc/pods", {
@@ -115,6 +122,8 @@ CASES = [
         DS + "spec.updateStrategy.rollingUpdate.maxSurge": ABSENT,
         DS + "spec.updateStrategy.rollingUpdate.maxUnavailable": "25%"}),
     ("terminationGracePeriodSeconds", 5, {POD + "terminationGracePeriodSeconds": 5}),
+    ("terminationGracePeriodSeconds", 3, {POD + "terminationGracePeriodSeconds": 3, SET + "STOP_DECISION_SECONDS": "2"}),
+    ("terminationGracePeriodSeconds", 0, {POD + "terminationGracePeriodSeconds": 0, SET + "STOP_DECISION_SECONDS": "0"}),
     ("affinity.nodeAffinity", NODES, {
         POD + "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms":
             AFFINITY["nodeSelectorTerms"]}),

@@ -5,6 +5,7 @@ import re
 
 import yaml
 
+from cases import EXPRESSIONS
 from checks import environment
 from helm import CHART, REPOSITORY, nested, render
 
@@ -56,10 +57,11 @@ def the_documentation_has_the_defaults():
 
 def the_documentation_has_the_variable_of_each_value_of_ours():
     example = {"agentDeadlineSeconds": 7, "runtimeClassBypass.classes": ["x"], "mode": "observe", "ipv6Policy": "drop",
-               "runtimeClassBypass.policy": "refuse"}
+               "runtimeClassBypass.policy": "refuse", "stopDecisionSeconds": 7}
     before = environment(render())
     for name, (_, _, variable, _) in table("Values of our own").items():
-        given = True if not variable else example.get(name, "/x" if name == "podManifestDir" else "x=y")
+        given = True if not variable else example.get(name, "/x")
+        given = {"matchLabels": {"a": "b"}, "matchExpressions": EXPRESSIONS}.get(name.split(".")[-1], given)
         after = environment(render(nested(name, given)))
         changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
         assert changed == set(re.findall(r"`(\w+)`", variable)), f"{name}: {changed}"

@@ -22,9 +22,6 @@ from foreign import (ERA_1_12, ERA_1_12_CHANGES, NO_SURGE, OPENSHIFT, REFUSED, S
                      TODAY_CHANGES)
 from helm import CHART, REPOSITORY, Refused, difference, flat, helm, install, nested, render
 
-# Settings that the chart gives already and the agent's documentation does not have yet.
-PENDING = {"MODE", "RUNTIME_CLASSES", "RUNTIME_CLASS_POLICY", "EXCLUDE_NAMESPACE_SELECTOR", "EXCLUDE_POD_SELECTOR"}
-
 
 @functools.cache
 def default():
@@ -39,7 +36,7 @@ def changes(values, expected, *arguments, **options):
     sound(objects)
     if expected.get("DaemonSet/istio-cni-node") is None and "ClusterRole/istio-cni" in objects:
         little_privilege(objects)
-        accepted_by_the_agent(objects, PENDING)
+        accepted_by_the_agent(objects)
 
 
 def refuses(values, parts, **options):

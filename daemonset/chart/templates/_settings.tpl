@@ -9,10 +9,10 @@ CHAINED_CNI_PLUGIN: {{ .chained | quote }}
 CNI_CONF_NAME: {{ . | quote }}
 {{- end }}
 EXCLUDE_NAMESPACES: {{ join "," .excludeNamespaces | quote }}
-{{- with .excludeNamespaceSelector }}
+{{- with include "waylay.selector" .excludeNamespaceSelector }}
 EXCLUDE_NAMESPACE_SELECTOR: {{ . | quote }}
 {{- end }}
-{{- with .excludePodSelector }}
+{{- with include "waylay.selector" .excludePodSelector }}
 EXCLUDE_POD_SELECTOR: {{ . | quote }}
 {{- end }}
 IPV6_POLICY: {{ .ipv6Policy | quote }}
@@ -26,6 +26,13 @@ POD_MANIFEST_DIR: {{ . | quote }}
 {{- end }}
 RUNTIME_CLASSES: {{ join "," .runtimeClassBypass.classes | quote }}
 RUNTIME_CLASS_POLICY: {{ .runtimeClassBypass.policy | quote }}
+{{- /* One second of the grace period is for acting on the answer. */}}
+STOP_DECISION_SECONDS: {{ max 0 (min .stopDecisionSeconds (sub .terminationGracePeriodSeconds 1)) | quote }}
+{{- end -}}
+
+{{- /* JSON of a label selector; nothing for one that would select everything. */ -}}
+{{- define "waylay.selector" -}}
+{{- if or .matchLabels .matchExpressions -}}{{- toJson . -}}{{- end -}}
 {{- end -}}
 
 {{- /* Flags, for what has no variable. */ -}}
