@@ -46,10 +46,14 @@ class Lab:
         if os.geteuid() != 0:
             raise RuntimeError("a lab needs root")
         programs = self.programs()
-        sweep()
-        self.state.mkdir()
-        lock = open(self.state / "lock", "w", encoding="ascii")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        LABS.mkdir(exist_ok=True)
+        # Two labs that start at once: neither may take the other's directory for one that was left.
+        with open(LABS / "lock", "w", encoding="ascii") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            sweep()
+            self.state.mkdir()
+            lock = open(self.state / "lock", "w", encoding="ascii")
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for name in ("logs", "images", *self.nodes()):
             (self.state / name).mkdir()
         pki.make(self.state / "pki", f"https://{layout.API[0]}:6443",
@@ -205,7 +209,6 @@ def children_gone(pid):
 
 def sweep():
     """Removes what labs left whose first process is dead."""
-    LABS.mkdir(exist_ok=True)
     for state in LABS.iterdir():
         if not state.is_dir() or state.name == "failed":
             continue
