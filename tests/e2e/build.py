@@ -4,7 +4,8 @@
 
 What is in `modules/NAME` decides what is built; the result is kept outside the tree, in a directory whose name holds a
 hash of it, and is never changed afterwards. Two runs at the same time build once. Cold, everything takes about 13
-minutes on two cores; the compiler's own cache (gigabytes) goes when a module is done.
+minutes on two cores; the compiler's own cache (gigabytes) goes when a module is done,
+unless GOCACHE says where it is to stay.
 """
 import fcntl
 import hashlib
@@ -94,7 +95,7 @@ def compile_module(name, target):
     with tempfile.TemporaryDirectory(prefix=f"{name}-", suffix=".tmp", dir=CACHE) as scratch:
         output = pathlib.Path(scratch) / "bin"
         output.mkdir()
-        environment = dict(os.environ, CGO_ENABLED=str(int(cgo)), GOCACHE=f"{scratch}/cache", GOTMPDIR=scratch,
+        environment = dict(os.environ, CGO_ENABLED=str(int(cgo)), GOCACHE=os.environ.get("GOCACHE") or f"{scratch}/cache", GOTMPDIR=scratch,
                            GOWORK="off", PATH=f"{os.environ['PATH']}:/usr/local/go/bin:{ROOT}/target/go/bin")
         command = ["nice", "go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", linker,
                    *arguments, "-o", f"{output}/", *packages]
