@@ -4,8 +4,8 @@
 
 What is in `modules/NAME` decides what is built; the result is kept outside the tree, in a directory whose name holds a
 hash of it, and is never changed afterwards. Two runs at the same time build once. Cold, everything takes about 13
-minutes on two cores; the compiler's own cache (gigabytes) goes when a module is done,
-unless GOCACHE says where it is to stay.
+minutes on two cores. Sources and the compiler's cache, gigabytes, go when a module is done, unless GOMODCACHE and GOCACHE
+say where they are to stay.
 """
 import fcntl
 import hashlib
@@ -95,8 +95,10 @@ def compile_module(name, target):
     with tempfile.TemporaryDirectory(prefix=f"{name}-", suffix=".tmp", dir=CACHE) as scratch:
         output = pathlib.Path(scratch) / "bin"
         output.mkdir()
-        environment = dict(os.environ, CGO_ENABLED=str(int(cgo)), GOCACHE=os.environ.get("GOCACHE") or f"{scratch}/cache", GOTMPDIR=scratch,
-                           GOWORK="off", PATH=f"{os.environ['PATH']}:/usr/local/go/bin:{ROOT}/target/go/bin")
+        caches = {"GOCACHE": f"{scratch}/cache", "GOMODCACHE": f"{scratch}/modules"}
+        environment = dict(caches | os.environ, CGO_ENABLED=str(int(cgo)), GOTMPDIR=scratch, GOWORK="off",
+                           GOFLAGS=f"{os.environ.get('GOFLAGS', '')} -modcacherw",
+                           PATH=f"{os.environ['PATH']}:/usr/local/go/bin:{ROOT}/target/go/bin")
         command = ["nice", "go", "build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", linker,
                    *arguments, "-o", f"{output}/", *packages]
         subprocess.run(command, cwd=MODULES / name, env=environment, check=True)
