@@ -197,6 +197,7 @@ fn start(
             .context("identify the own netns")?,
         pods,
         pool: Pool::start(THREADS, QUEUE, metrics.queue.clone()).context("start the pool")?,
+        late: Pool::start(1, QUEUE, metrics.queue.clone()).context("start the pool")?,
         closer: Closer::start().context("start the closer")?,
         metrics: Arc::clone(metrics),
         policy: settings.policy.clone(),

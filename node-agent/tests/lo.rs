@@ -84,3 +84,23 @@ fn an_lo_that_is_up_is_not_waited_for() {
     waits.sort_unstable();
     assert!(waits[10] < Duration::from_millis(20), "{waits:?}");
 }
+
+#[test]
+fn pods_that_wait_for_lo_hold_up_no_other() {
+    let dir = Dir::new();
+    let _agent = Agent::start(&dir);
+    let pods: Vec<PodNetns> = (0..8).map(|n| pod(&dir, &format!("pod-{n}"))).collect();
+    let ready = pod(&dir, "ready");
+    ready.command("ip link set lo up");
+    std::thread::sleep(Duration::from_millis(50));
+    std::thread::scope(|scope| {
+        let (dir, mut waiting) = (&dir, Vec::new());
+        for (n, pod) in pods.iter().enumerate() {
+            waiting.push(scope.spawn(move || add(dir, pod, &format!("pod-{n}"))));
+        }
+        // They are asked for before it, and are answered after it.
+        std::thread::sleep(Duration::from_millis(50));
+        add(dir, &ready, "ready");
+        assert!(waiting.iter().all(|add| !add.is_finished()));
+    });
+}

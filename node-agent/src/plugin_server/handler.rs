@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use agent_api::netns::NetnsId;
 use agent_api::{Notice, NoticeKind, Operation, PassReason, Request, Sandbox, Versions};
-use redirect::{Config, Decision, Pod, decide};
+use redirect::{Config, Decision, Ipv6Decision, Pod, Reason, decide};
 use tokio::time::Instant;
 
 use super::descriptors::{Descriptors, verify};
 use super::failure::Failure;
-use super::program::{LO_WAIT, Sandboxed, Wanted};
+use super::program::{Found, LO_WAIT, Sandboxed, Wanted};
 use super::recent::{Event, Verb};
 use super::records::Records;
 use super::reply::{Connection, Reply};
@@ -37,6 +37,8 @@ pub(crate) struct Handler {
     pub(crate) pods: Arc<dyn PodSource>,
     /// Where jobs run.
     pub(crate) pool: Pool,
+    /// Where they wait for `lo`, so that no other has to wait with them.
+    pub(crate) late: Pool,
     /// Where descriptors are closed.
     pub(crate) closer: Closer,
     /// What is counted.
@@ -63,6 +65,8 @@ enum Work {
     Ping,
     /// Write rules.
     Add(Box<Wanted>, Descriptors),
+    /// The same, once `lo` is up.
+    AddLate(Box<Wanted>, Sandboxed, Ipv6Decision),
     /// Compare rules; whether there must be any.
     Check(Descriptors, bool),
 }
@@ -78,12 +82,18 @@ enum Decided {
 /// [`Work`] with the answer that it ends in.
 struct Exchange {
     work: Work,
+    end: End,
+}
+
+/// What answers, and what that needs.
+struct End {
     reply: Reply,
     sandbox: Sandbox,
     /// How long the plugin waits; zero when it does not say.
     wait: Duration,
     closer: Closer,
     records: Arc<Mutex<Records>>,
+    late: Pool,
 }
 
 impl Handler {
@@ -102,10 +112,15 @@ impl Handler {
                 reply.send(Ok(reason));
             }
             Ok(work) => {
-                let (closer, records) = (self.closer.clone(), Arc::clone(&self.records));
-                let wait = Duration::from_millis(request.wait_ms);
-                let sandbox = request.sandbox;
-                self.pool.submit(Box::new(Exchange { work, reply, sandbox, wait, closer, records }));
+                let end = End {
+                    reply,
+                    sandbox: request.sandbox,
+                    wait: Duration::from_millis(request.wait_ms),
+                    closer: self.closer.clone(),
+                    records: Arc::clone(&self.records),
+                    late: self.late.clone(),
+                };
+                self.pool.submit(Box::new(Exchange { work, end }));
             }
         }
         if !left.fds.is_empty() || left.descriptors.is_some() {
@@ -240,39 +255,72 @@ impl Handler {
 
 impl Job for Exchange {
     fn run(self: Box<Self>) {
-        let Self { work, mut reply, sandbox, wait, closer, records } = *self;
+        let Self { work, end } = *self;
         // It asks again, or has failed; what would be written now could be of a sandbox that is gone.
-        if reply.is_left() || !wait.is_zero() && reply.age() > wait {
-            reply.give_up(&Refusal::GaveUp);
-            return closer.close(work);
+        if end.reply.is_left() || !end.wait.is_zero() && end.reply.age() > end.wait {
+            end.reply.give_up(&Refusal::GaveUp);
+            return end.closer.close(work);
         }
-        let (descriptors, wanted, redirected) = match work {
-            Work::Answer(reason) => return reply.send(Ok(reason)),
-            Work::Ping => return reply.send(self_test::run().map(|()| "alive")),
-            Work::Add(wanted, descriptors) => (descriptors, Some(wanted), true),
-            Work::Check(descriptors, redirected) => (descriptors, None, redirected),
-        };
-        let mut sandboxed = match Sandboxed::new(descriptors) {
-            Ok(sandboxed) => sandboxed,
-            Err(failure) => return reply.send(Err(failure)),
-        };
-        // From the request on: pods that wait in the queue wait at the same time.
-        let lo_deadline = std::time::Instant::now() + LO_WAIT.saturating_sub(reply.age());
-        let result = match wanted {
-            Some(wanted) => sandboxed.add(*wanted, lo_deadline).map(|added| {
-                record(&records, &sandbox, added.ipv6.is_some(), added.reason);
-                reply.ipv6 = added.ipv6;
-                added.reason
-            }),
-            None => sandboxed.check(redirected),
-        };
-        reply.send(result);
-        closer.close(sandboxed);
+        match work {
+            Work::Answer(reason) => end.reply.send(Ok(reason)),
+            Work::Ping => end.reply.send(self_test::run().map(|()| "alive")),
+            Work::Check(descriptors, redirected) => match Sandboxed::new(descriptors) {
+                Ok(mut sandboxed) => end.send(sandboxed.check(redirected), sandboxed),
+                Err(failure) => end.reply.send(Err(failure)),
+            },
+            Work::Add(wanted, descriptors) => match Sandboxed::new(descriptors) {
+                Ok(sandboxed) => end.look(wanted, sandboxed),
+                Err(failure) => end.reply.send(Err(failure)),
+            },
+            Work::AddLate(wanted, sandboxed, ipv6) => end.wait_for_lo(wanted, sandboxed, ipv6),
+        }
     }
 
     fn refuse(self: Box<Self>) {
-        self.reply.send(Err(Failure::Busy));
-        self.closer.close(self.work);
+        self.end.reply.send(Err(Failure::Busy));
+        self.end.closer.close(self.work);
+    }
+}
+
+impl End {
+    fn look(self, wanted: Box<Wanted>, mut sandboxed: Sandboxed) {
+        match sandboxed.look(&wanted) {
+            Ok(Found::IstioRules) => {
+                let reason = Reason::RedirectedByIstio.code();
+                record(&self.records, &self.sandbox, false, reason);
+                self.send(Ok(reason), sandboxed);
+            }
+            Ok(Found::Clear { ipv6, lo_is_late: true }) => {
+                let late = self.late.clone();
+                late.submit(Box::new(Exchange { work: Work::AddLate(wanted, sandboxed, ipv6), end: self }));
+            }
+            Ok(Found::Clear { ipv6, lo_is_late: false }) => self.add(*wanted, sandboxed, ipv6),
+            Err(failure) => self.send(Err(failure), sandboxed),
+        }
+    }
+
+    fn wait_for_lo(self, wanted: Box<Wanted>, mut sandboxed: Sandboxed, ipv6: Ipv6Decision) {
+        // From the request on: those that wait in the queue wait at the same time.
+        let deadline = std::time::Instant::now() + LO_WAIT.saturating_sub(self.reply.age());
+        match sandboxed.wait_for_lo(deadline) {
+            Ok(()) => self.add(*wanted, sandboxed, ipv6),
+            Err(failure) => self.send(Err(failure), sandboxed),
+        }
+    }
+
+    fn add(mut self, wanted: Wanted, mut sandboxed: Sandboxed, ipv6: Ipv6Decision) {
+        let result = sandboxed.add(wanted, ipv6);
+        if let Ok(reason) = result {
+            record(&self.records, &self.sandbox, true, reason);
+            self.reply.ipv6 = Some(ipv6);
+        }
+        self.send(result, sandboxed);
+    }
+
+    /// Answer, then close.
+    fn send(self, result: Result<&'static str, Failure>, sandboxed: Sandboxed) {
+        self.reply.send(result);
+        self.closer.close(sandboxed);
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use agent_api::netns::Netns;
 use kernel::route::Address;
 use kernel::{Applied, Error, PodNetns};
-use redirect::{Config, Ipv6Decision, Ipv6Policy, compile, decide_ipv6};
+use redirect::{Config, Ipv6, Ipv6Decision, Ipv6Policy, compile, decide_ipv6};
 use ruleset::{Fingerprint, FingerprintError};
 
 use super::descriptors::Descriptors;
@@ -41,12 +41,18 @@ pub(crate) struct Wanted {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
-/// What an ADD did.
-pub(crate) struct Added {
-    /// The reason code.
-    pub(crate) reason: &'static str,
-    /// What is done with IPv6; nothing when no rules were written.
-    pub(crate) ipv6: Option<Ipv6Decision>,
+/// What an ADD found.
+pub(crate) enum Found {
+    /// Rules of Istio, as while the existing plugin and this one are in the same list: nothing is to be written.
+    IstioRules,
+    /// Nothing in the way.
+    Clear {
+        /// What is done with IPv6.
+        ipv6: Ipv6Decision,
+        /// Whether `::6` is to go to an `lo` that is not up, or only just: [`Sandboxed::wait_for_lo`] comes before
+        /// [`Sandboxed::add`].
+        lo_is_late: bool,
+    },
 }
 
 impl Sandboxed {
@@ -60,43 +66,49 @@ impl Sandboxed {
         Ok(Self { pod, _netns: netns })
     }
 
-    /// Decide about IPv6, compile, and write; an address on `lo` waits for it until `lo_deadline` at most.
+    /// Look who was here before, and decide about IPv6 by the addresses that are there.
     ///
     /// # Errors
-    /// [`Failure`]; asking again is safe.
-    pub(crate) fn add(&mut self, wanted: Wanted, lo_deadline: Instant) -> Result<Added, Failure> {
-        let Wanted { mut config, ipv6_policy, addresses } = wanted;
-        // As while the existing plugin and this one are in the same list.
+    /// [`Failure`].
+    pub(crate) fn look(&mut self, wanted: &Wanted) -> Result<Found, Failure> {
+        let Wanted { config, ipv6_policy, addresses } = wanted;
         if self.pod.has_istio_rules().map_err(kernel("look for rules of Istio"))? {
-            return Ok(Added { reason: redirect::Reason::RedirectedByIstio.code(), ipv6: None });
+            return Ok(Found::IstioRules);
         }
         let found = self.addresses()?;
         let present: Vec<IpAddr> = found.iter().map(|address| address.addr).collect();
-        let ipv6 = decide_ipv6(ipv6_policy, config.dual_stack, &addresses, &present)?;
-        config.ipv6 = ipv6.treatment();
-        let plan = compile(&config).in_form(self_test::form());
-        if plan.passthrough_ipv6 {
-            self.wait_for_lo(found, lo_deadline)?;
+        let ipv6 = decide_ipv6(*ipv6_policy, config.dual_stack, addresses, &present)?;
+        let lo_is_late = ipv6.treatment() == Ipv6::Capture && !lo_has_settled(&found);
+        Ok(Found::Clear { ipv6, lo_is_late })
+    }
+
+    /// Wait until `lo` has been up for long enough, or until `deadline`: for a thread that nobody else needs.
+    ///
+    /// # Errors
+    /// [`Failure`]; asking again is safe.
+    pub(crate) fn wait_for_lo(&mut self, deadline: Instant) -> Result<(), Failure> {
+        while !lo_has_settled(&self.addresses()?) && Instant::now() < deadline {
+            std::thread::sleep(LO_POLL);
         }
-        let reason = match self.pod.apply(&plan).map_err(kernel("write the rules"))? {
-            Applied::Created => "programmed",
-            Applied::Unchanged => "unchanged",
-            Applied::Replaced => "replaced",
-        };
-        Ok(Added { reason, ipv6: Some(ipv6) })
+        Ok(())
+    }
+
+    /// Compile, and write. The reason code says what there was.
+    ///
+    /// # Errors
+    /// [`Failure`]; asking again is safe.
+    pub(crate) fn add(&mut self, wanted: Wanted, ipv6: Ipv6Decision) -> Result<&'static str, Failure> {
+        let config = Config { ipv6: ipv6.treatment(), ..wanted.config };
+        let plan = compile(&config).in_form(self_test::form());
+        match self.pod.apply(&plan).map_err(kernel("write the rules"))? {
+            Applied::Created => Ok("programmed"),
+            Applied::Unchanged => Ok("unchanged"),
+            Applied::Replaced => Ok("replaced"),
+        }
     }
 
     fn addresses(&mut self) -> Result<Vec<Address>, Failure> {
         self.pod.addresses().map_err(kernel("read the addresses"))
-    }
-
-    fn wait_for_lo(&mut self, mut found: Vec<Address>, deadline: Instant) -> Result<(), Failure> {
-        let settled = |address: &Address| address.addr == Ipv6Addr::LOCALHOST && address.age >= LO_AGE;
-        while !found.iter().any(settled) && Instant::now() < deadline {
-            std::thread::sleep(LO_POLL);
-            found = self.addresses()?;
-        }
-        Ok(())
     }
 
     /// Compare the live tables with the fingerprints in them; `redirected` says whether there must be any. Today's pod
@@ -132,6 +144,10 @@ impl Sandboxed {
         }
         Ok("rules_as_written")
     }
+}
+
+fn lo_has_settled(addresses: &[Address]) -> bool {
+    addresses.iter().any(|address| address.addr == Ipv6Addr::LOCALHOST && address.age >= LO_AGE)
 }
 
 fn kernel(attempt: &'static str) -> impl FnOnce(Error) -> Failure {

@@ -59,6 +59,7 @@ fn handler(versions: Versions, queue: usize) -> Handler {
         own_netns: Netns::own().unwrap().id().unwrap(),
         pods: Arc::new(OnePod),
         pool: Pool::start(1, queue, Gauge::default()).unwrap(),
+        late: Pool::start(1, queue, Gauge::default()).unwrap(),
         closer: Closer::start().unwrap(),
         metrics: Arc::new(Metrics::new()),
         records: Arc::new(Mutex::new(Records::default())),
