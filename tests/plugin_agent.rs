@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The plugin and the agent together, as processes: what a runtime sees and what is in the netns afterwards.
 
-#![allow(clippy::unwrap_used, reason = "test code")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
 
 use std::time::{Duration, Instant};
 
