@@ -3,7 +3,8 @@
 //! fails when a figure is over its limit. Needs root.
 //!
 //! `make bench` is `make image` and `cargo run --locked --release -p waylay-tests --bin bench`. It builds the plugin and the
-//! agent as they are shipped, or takes those that `WAYLAY_PLUGIN` and `WAYLAY_AGENT` name.
+//! agent as they are shipped, or takes those that `WAYLAY_PLUGIN` and `WAYLAY_AGENT` name. Arguments choose parts: `image`,
+//! `rules`, `lists`, `connect`, `start`, `node`, `life`; without any, all.
 //!
 //! Times depend on the machine and on who else uses it. So each is given as a ratio to what stands beside it in the same
 //! round: a process that does nothing (`/bin/true`) for the plugin, `nft -f` for the rules, no or a shorter list for lists.
@@ -31,18 +32,34 @@ fn main() -> ExitCode {
     let plugin = artefact("WAYLAY_PLUGIN", harness::node::plugin_binary);
     let agent = artefact("WAYLAY_AGENT", harness::node::agent_binary);
     go_first();
-    let mut report = Report::default();
-    let size = std::fs::metadata(&plugin).unwrap().len();
-    report.limited("plugin binary", size as f64 / 1e3, "kB", 600.0);
-    rules::measure(&mut report);
-    lists::measure(&mut report);
-    connect::measure(&mut report);
-    start::measure(&plugin, &agent, &mut report);
-    node::measure(&plugin, &agent, &mut report);
-    life::measure(&plugin, &agent, &mut report);
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from);
-    image::measure(&target, &mut report);
+    let parts: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
+    let mut report = Report::default();
+    if wanted("image") {
+        let size = std::fs::metadata(&plugin).unwrap().len();
+        report.limited("plugin binary", size as f64 / 1e3, "kB", 600.0);
+        image::measure(&target, &mut report);
+    }
+    if wanted("rules") {
+        rules::measure(&mut report);
+    }
+    if wanted("lists") {
+        lists::measure(&mut report);
+    }
+    if wanted("connect") {
+        connect::measure(&mut report);
+    }
+    if wanted("start") {
+        start::measure(&plugin, &agent, &mut report);
+    }
+    if wanted("node") {
+        node::measure(&plugin, &agent, &mut report);
+    }
+    if wanted("life") {
+        life::measure(&plugin, &agent, &mut report);
+    }
     report.write(&target.join("bench"));
     if report.print() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
