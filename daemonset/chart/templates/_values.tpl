@@ -40,7 +40,7 @@
 {{- define "waylay.platform" -}}
 {{- $global := .global | default dict -}}
 {{- $profile := coalesce .profile $global.profile | default "" -}}
-{{- coalesce .platform $global.platform (hasPrefix "openshift" $profile | ternary "openshift" "") -}}
+{{- coalesce .platform $global.platform (eq $profile "openshift" | ternary "openshift" "") -}}
 {{- end -}}
 
 {{- /* Whether objects of `kind` ("cluster" or "namespace") are wanted: "true" or nothing. */ -}}
