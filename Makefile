@@ -86,8 +86,8 @@ e2e: lab-binaries e2e-image ## all scenarios on a real two-node Kubernetes, SCEN
 e2e-smoke: lab-binaries e2e-image ## the scenarios that CI runs
 	@tests/e2e/run.py smoke --image $(CARGO_TARGET_DIR)/e2e-image
 
-cluster-up: lab-binaries e2e-image ## a two-node Kubernetes to work with by hand, with our image as localhost/waylay:dev; RUNTIME=1.6
-	@tests/e2e/lab.py up --image $(CARGO_TARGET_DIR)/e2e-image $(if $(RUNTIME),--runtime $(RUNTIME))
+cluster-up: lab-binaries e2e-image ## a two-node Kubernetes to work with by hand, with our image as localhost/waylay:dev; RUNTIME=1.6, MULTUS=1
+	@tests/e2e/lab.py up --image $(CARGO_TARGET_DIR)/e2e-image $(if $(RUNTIME),--runtime $(RUNTIME)) $(if $(MULTUS),--multus)
 
 cluster-shell: ## a shell with kubectl, helm, node and net for that cluster
 	@tests/e2e/lab.py shell

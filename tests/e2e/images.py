@@ -52,6 +52,13 @@ def pause(directory):
     return directory / "pause.tar"
 
 
+def multus(directory):
+    programs = build.ensure("multus")
+    files = {f"usr/src/multus-cni/bin/{path.name}": path for path in programs.iterdir()} | {"bin/cp": pathlib.Path("/bin/busybox")}
+    write(directory / "multus.tar", "local.test/multus:1", files, {}, {"Env": [PATH]})
+    return directory / "multus.tar"
+
+
 def agent(directory, source, tag):
     """Our image, an OCI layout as image.py writes it, under another tag."""
     index = json.loads((source / "index.json").read_text(encoding="utf-8"))

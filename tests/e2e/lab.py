@@ -35,10 +35,12 @@ CLONE_NEWNET = 0x40000000
 class Lab:
     """One cluster. `attached`: it dies with this process, however that ends."""
 
-    def __init__(self, name, nodes=2, runtime="2.2", agent_images=(), crash_image=None, cni_version=None, audit=False):
+    def __init__(self, name, nodes=2, runtime="2.2", agent_images=(), crash_image=None, cni_version=None, audit=False,
+                 multus=False):
         self.state = LABS / name
         self.name, self.node_count, self.runtime = name, nodes, runtime
         self.agent_images, self.crash_image, self.audit = list(agent_images), crash_image, audit
+        self.multus = multus
         self.cni_version = cni_version or "1.0.0"
         self.init = None
 
@@ -63,6 +65,8 @@ class Lab:
         files += [images.agent(self.state / "images", source, tag) for source, tag in self.agent_images]
         if self.crash_image:
             files.append(images.crashing_agent(self.state / "images", self.crash_image, "crash"))
+        if self.multus:
+            files.append(images.multus(self.state / "images"))
         options = programs | {
             "nodes": self.node_count, "runtime": self.runtime, "cgroup": f"waylay-e2e-{self.name}", "audit": self.audit,
             "cni_version": self.cni_version, "images": [str(file) for file in files]}
@@ -80,6 +84,9 @@ class Lab:
         self.init = int(wait_for("the first process", 20, lambda: children(parent.pid)).split()[0])
         (self.state / "pid").write_text(str(self.init), encoding="ascii")
         self.wait_ready()
+        if self.multus:
+            self.kubectl("apply", "-f", HERE / "manifests/multus.yaml")
+            self.kubectl("rollout", "status", "daemonset/multus", "-n", "kube-system", "--timeout=60s", timeout=70)
 
     def programs(self):
         """Where everything is, built if it is missing."""
@@ -232,13 +239,15 @@ def main():
     parser.add_argument("action", choices=["up", "shell", "down"])
     parser.add_argument("--runtime", choices=["2.2", "1.6"], default="2.2", help="containerd's version")
     parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--multus", action="store_true", help="Multus in front of the primary network")
     parser.add_argument("--image", type=pathlib.Path, help="our image, an OCI layout")
     options = parser.parse_args()
     lab = existing(BY_HAND)
     if options.action == "up":
         if lab:
             sys.exit("lab: it is up already; see make cluster-shell, make cluster-down")
-        lab = Lab(BY_HAND, options.nodes, options.runtime, [(options.image, "dev")] if options.image else [])
+        lab = Lab(BY_HAND, options.nodes, options.runtime, [(options.image, "dev")] if options.image else [],
+                  multus=options.multus)
         started = time.monotonic()
         try:
             lab.up(attached=False)
