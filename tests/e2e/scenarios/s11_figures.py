@@ -71,10 +71,10 @@ def interleaved(world, kind):
     for number in range(PODS):
         for node in world.lab.nodes():
             name = f"{kind}-{number}-{node}"
-            pod = load.small_pod(name, node)
-            pod["metadata"]["namespace"] = NAMESPACE
-            # Without validation: it would not pass on n2.
-            pod["spec"]["initContainers"].clear()
+            pod = load.small_pod(name, node, NAMESPACE)
+            # No validation: it would not pass on n2.
+            pod["spec"]["containers"] = pods.plain(name, NAMESPACE)["spec"]["containers"]
+            pod["spec"]["containers"][0]["name"] = "istio-proxy"
             if kind == "plain":
                 pod = pods.plain(name, NAMESPACE, node=node, grace=0)
             before = cpu(world, node)
