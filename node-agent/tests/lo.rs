@@ -35,7 +35,7 @@ fn address(pod: &PodNetns, wanted: &str) -> Option<Address> {
 }
 
 #[test]
-fn an_lo_that_comes_up_late_has_no_other_address_in_its_first_20_ms() {
+fn an_lo_that_comes_up_late_has_no_other_address_in_its_first_100_ms() {
     let dir = Dir::new();
     let _agent = Agent::start(&dir);
     let pod = pod(&dir, "a");
@@ -47,7 +47,7 @@ fn an_lo_that_comes_up_late_has_no_other_address_in_its_first_20_ms() {
         added.join().unwrap();
     });
     let (own, ours) = (address(&pod, "::1").unwrap().age, address(&pod, "::6").unwrap().age);
-    assert!(own >= ours + Duration::from_millis(20), "{own:?} {ours:?}");
+    assert!(own >= ours + Duration::from_millis(100), "{own:?} {ours:?}");
 }
 
 #[test]
@@ -64,8 +64,8 @@ fn fifty_pods_whose_lo_never_comes_up_wait_at_the_same_time() {
         }
     });
     let took = begin.elapsed();
-    assert!(took >= Duration::from_millis(250), "{took:?}: lo may come up yet");
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(took >= Duration::from_secs(3), "{took:?}: lo may come up yet");
+    assert!(took < Duration::from_secs(10), "{took:?}");
     for pod in &pods {
         assert!(address(pod, "::6").is_some());
         assert!(pod.rules().contains("redirect to :15001"));

@@ -18,11 +18,13 @@ use super::failure::Failure;
 use super::self_test;
 
 /// How long after its request an ADD waits for `lo`, when nobody sets it up.
-pub(crate) const LO_WAIT: Duration = Duration::from_millis(250);
+pub(crate) const LO_WAIT: Duration = Duration::from_secs(3);
 /// How long `lo` is up before it gets `::6`. containerd runs the CNI plugin `loopback` beside the plugins before ours: it
-/// sets `lo` up, lists its addresses and fails when there is another than `::1`. That takes it less than 1 ms, if it is not
-/// interrupted in between; ages are up to 10 ms too long.
+/// sets `lo` up, lists its addresses and fails when there is another than `::1`. That takes it less than 1 ms, unless it is
+/// interrupted in between. Ages are up to 10 ms too long.
 const LO_AGE: Duration = Duration::from_millis(30);
+/// The same where `lo` was not there in time: then the processors are busy, and an interruption lasts longer.
+const LATE_LO_AGE: Duration = Duration::from_millis(110);
 const LO_POLL: Duration = Duration::from_millis(2);
 
 /// The pod's netns, open for work. Dropping it may block for 10 ms.
@@ -78,7 +80,7 @@ impl Sandboxed {
         let found = self.addresses()?;
         let present: Vec<IpAddr> = found.iter().map(|address| address.addr).collect();
         let ipv6 = decide_ipv6(*ipv6_policy, config.dual_stack, addresses, &present)?;
-        let lo_is_late = ipv6.treatment() == Ipv6::Capture && !lo_has_settled(&found);
+        let lo_is_late = ipv6.treatment() == Ipv6::Capture && !lo_is_older(&found, LO_AGE);
         Ok(Found::Clear { ipv6, lo_is_late })
     }
 
@@ -87,7 +89,7 @@ impl Sandboxed {
     /// # Errors
     /// [`Failure`]; asking again is safe.
     pub(crate) fn wait_for_lo(&mut self, deadline: Instant) -> Result<(), Failure> {
-        while !lo_has_settled(&self.addresses()?) && Instant::now() < deadline {
+        while !lo_is_older(&self.addresses()?, LATE_LO_AGE) && Instant::now() < deadline {
             std::thread::sleep(LO_POLL);
         }
         Ok(())
@@ -146,8 +148,8 @@ impl Sandboxed {
     }
 }
 
-fn lo_has_settled(addresses: &[Address]) -> bool {
-    addresses.iter().any(|address| address.addr == Ipv6Addr::LOCALHOST && address.age >= LO_AGE)
+fn lo_is_older(addresses: &[Address], age: Duration) -> bool {
+    addresses.iter().any(|address| address.addr == Ipv6Addr::LOCALHOST && address.age >= age)
 }
 
 fn kernel(attempt: &'static str) -> impl FnOnce(Error) -> Failure {
