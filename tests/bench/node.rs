@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use harness::netns::Netns;
 use harness::node::{Node, Programmed, Sandbox};
@@ -39,6 +39,8 @@ pub(crate) fn measure(plugin: &Path, agent: &Path, report: &mut Report) {
     let mut memory = Vec::new();
     for batch in 0..BATCHES {
         let pods: Vec<Sandbox> = (0..BATCH).map(|n| bench.node.sandbox(&format!("web-{n}"))).collect();
+        // As old as what the plugins before ours take makes it: see LO_AGE in the agent.
+        std::thread::sleep(Duration::from_millis(50));
         if batch == 0 {
             pods.iter().for_each(|pod| bench.node.write_mesh_pod(pod, &[]));
         }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Many pods at once. containerd runs its own plugin for `lo` beside the pods' network, and that one refuses an `lo` that
-//! has `::6` already.
+//! has `::6` already. Which of the two is the later one is luck; here it is always that plugin.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,12 +10,13 @@ use crate::lab::{Lab, Source};
 use crate::load::mesh_pod;
 use crate::runtime::Runtime;
 
-/// At once: more than there are processors, so that the two plugins interrupt each other.
-const AT_ONCE: usize = 8;
+/// More than there are processors, so that the two plugins interrupt each other.
+const AT_ONCE: usize = 4;
 
 pub(crate) fn lo(runtime: Runtime) {
     let pods = std::env::var("WAYLAY_PODS").map_or(40, |text| text.parse().unwrap());
     let lab = Lab::new(runtime);
+    hold_up_loopback(&lab);
     let _agent = lab.node.start_agent();
     let next = AtomicUsize::new(0);
     let worker = || {
@@ -31,6 +32,22 @@ pub(crate) fn lo(runtime: Runtime) {
     });
     println!("{} of {pods} pods failed, {AT_ONCE} at once", failed.len());
     assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// Let the runtime's plugin wait until ours has begun, and then for up to 50 ms more.
+fn hold_up_loopback(lab: &Lab) {
+    let begun = format!("{}/begun-$CNI_CONTAINERID", lab.dir.display());
+    lab.wrap("istio-cni", &format!(": >{begun}\nexec $REAL"));
+    lab.wrap(
+        "loopback",
+        &format!(
+            "if [ $CNI_COMMAND = ADD ]; then\n\
+             n=0; until [ -e {begun} ] || [ $n = 200 ]; do sleep 0.01; n=$((n + 1)); done\n\
+             sleep 0.0$(($$ % 6))\n\
+             fi\n\
+             exec $REAL"
+        ),
+    );
 }
 
 fn start(lab: &Lab, n: usize) -> Result<(), String> {

@@ -4,19 +4,20 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use harness::multus;
 use harness::node::{Agent, Programmed, agent_binary, plugin_binary};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, Source, bridge};
 use crate::load::{attempt, mesh_pod, pods_while};
+use crate::pause;
 use crate::runtime::Runtime;
-use crate::{multus, pause};
 
 type Settings = Vec<(&'static str, String)>;
 
@@ -53,19 +54,28 @@ pub(crate) fn restless_own_file(runtime: Runtime) {
 }
 
 pub(crate) fn multus_chained(runtime: Runtime) {
-    let lab = Lab::with(runtime, |dir, _| multus::write(dir));
+    let lab = Lab::with(runtime, |dir, _| write_multus(dir));
     let _api = multus::api(&lab.netns, "");
     scenario(&lab, &[], None);
 }
 
 pub(crate) fn multus_standalone(runtime: Runtime) {
-    let lab = Lab::with(runtime, |dir, _| multus::write(dir));
+    let lab = Lab::with(runtime, |dir, _| write_multus(dir));
     let _api = multus::api(&lab.netns, "default/istio-cni");
     scenario(&lab, &[("CHAINED_CNI_PLUGIN", "false"), ("CNI_CONF_NAME", "istio-cni.conf")], None);
 }
 
 fn vendors_list(runtime: Runtime) -> Value {
     json!({"cniVersion": runtime.cni_version(), "name": "k8s-pod-network", "plugins": [bridge()]})
+}
+
+/// As Multus' installer leaves it; its other files have no extension that the runtime would take for a configuration's.
+fn write_multus(dir: &Path) {
+    symlink(multus::binary(), dir.join("bin/multus")).unwrap();
+    let list = json!({"cniVersion": "0.4.0", "name": "k8s-pod-network", "plugins": [bridge()]});
+    let conf_dir = dir.join("net.d");
+    let config = multus::config(&conf_dir.join("multus.kubeconfig"), &conf_dir, &dir.join("bin"), &list);
+    write(&conf_dir.join("05-multus.conf"), &config);
 }
 
 /// By rename, as careful vendors do.

@@ -3,7 +3,7 @@
 //! leaves nothing behind but cgroup directories, which are removed here.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -104,6 +104,16 @@ impl Lab {
         }});
         let response = self.cri.call("RunPodSandbox", &request)?;
         Ok(response["pod_sandbox_id"].as_str().unwrap().to_owned())
+    }
+
+    /// Have `script` run instead of `plugin`, which it finds as `$REAL`; by rename, since a call may be on its way.
+    pub(crate) fn wrap(&self, plugin: &str, script: &str) {
+        let path = self.dir.join("bin").join(plugin);
+        let real = fs::canonicalize(&path).unwrap();
+        let temporary = path.with_extension("new");
+        fs::write(&temporary, format!("#!/bin/sh\nREAL={}\n{script}\n", real.display())).unwrap();
+        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::rename(temporary, path).unwrap();
     }
 
     /// Write the manifest of `pod`, with its annotations if that is where they come from.

@@ -12,7 +12,6 @@ mod cri;
 mod installer;
 mod lab;
 mod load;
-mod multus;
 mod redirection;
 mod runtime;
 mod status;

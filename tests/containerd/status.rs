@@ -3,10 +3,7 @@
 //! agent's neither.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
-
-use harness::node::plugin_binary;
 
 use crate::lab::Lab;
 use crate::runtime::Runtime;
@@ -14,17 +11,9 @@ use crate::runtime::Runtime;
 pub(crate) fn agent_away(runtime: Runtime) {
     let lab = Lab::new(runtime);
     let calls = lab.dir.join("calls");
-    let plugin = lab.dir.join("bin/istio-cni");
-    // By rename: a call may be on its way.
-    let replace = |last: &str| {
-        let script = format!("#!/bin/sh\necho \"$CNI_COMMAND\" >>{}\n{last}\n", calls.display());
-        let temporary = plugin.with_extension("new");
-        fs::write(&temporary, script).unwrap();
-        fs::set_permissions(&temporary, fs::Permissions::from_mode(0o755)).unwrap();
-        fs::rename(&temporary, &plugin).unwrap();
-    };
+    let count = format!("echo \"$CNI_COMMAND\" >>{}", calls.display());
     let asked = || fs::read_to_string(&calls).unwrap_or_default().lines().filter(|c| *c == "STATUS").count();
-    replace(&format!("exec {}", fs::canonicalize(plugin_binary()).unwrap().display()));
+    lab.wrap("istio-cni", &format!("{count}\nexec $REAL"));
 
     // Never there, there, and gone.
     poll(&lab, 2);
@@ -40,7 +29,10 @@ pub(crate) fn agent_away(runtime: Runtime) {
         Runtime::V2 => {
             assert!(times >= 60, "{times}");
             // What it says counts.
-            replace(r#"echo '{"cniVersion": "1.1.0", "code": 50, "msg": "on purpose"}'; exit 1"#);
+            lab.wrap(
+                "istio-cni",
+                r#"echo '{"cniVersion": "1.1.0", "code": 50, "msg": "on purpose"}'; exit 1"#,
+            );
             let error = lab.ready().unwrap_err();
             assert!(error.contains("on purpose"), "{error}");
         }

@@ -17,6 +17,7 @@ pub mod golden;
 pub mod http;
 pub mod lab;
 pub mod matrix;
+pub mod multus;
 pub mod mutation;
 pub mod netns;
 pub mod node;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use install::{Installer, Leaving, Mode};
 
 use crate::loaders::{Failure, Network, containerd, containerd_follows, crio, multus};
+use crate::multus::Multus;
 use crate::world::{Ending, LIST, OWN, Primary, World, run, same};
 
 /// In all, over the configurations.
@@ -30,6 +31,10 @@ fn in_a_thousand_cycles_no_loader_ever_misses_the_network() {
         let world = World::new(*primary);
         let before = world.tree();
         let ended = AtomicBool::new(false);
+        let real_multus = Multus::new(&world.root);
+        let name = if matches!(primary, Primary::List) { "k8s-pod-network" } else { "ovn" };
+        // Only in this mode there is a file of this name, while we are installed.
+        let at_times = (*mode == "standalone").then_some("istio-cni");
         let primary_by_name: Loader = |root| multus(root, "k8s-pod-network").or_else(|_| multus(root, "ovn"));
         let loads = thread::scope(|scope| {
             let loaders: [(&str, Loader); 3] =
@@ -57,11 +62,19 @@ fn in_a_thousand_cycles_no_loader_ever_misses_the_network() {
                 })
             };
             let loaders = loaders.map(look);
+            let real = |name: &'static str, at_times| {
+                let (ended, multus) = (&ended, &real_multus);
+                scope.spawn(move || multus.load_until(ended, name, at_times))
+            };
+            let real = [Some(real(name, false)), at_times.map(|name| real(name, true))];
             let cycles = CYCLES / u32::try_from(CASES.len()).unwrap();
             let ending = Ending(&ended);
             let output = run(&mut world.driver(&cycles.to_string(), mode));
             drop(ending);
             assert!(output.status.success(), "{mode}: {output:?}");
+            let real = real.map(|thread| thread.map(|thread| thread.join().unwrap()));
+            println!("{primary:?} {mode}: the real Multus: {real:?}");
+            assert!(real.iter().flatten().all(|seen| seen.loads >= 3), "{real:?}");
             loaders.map(|loader| loader.join().unwrap())
         });
         println!("{primary:?} {mode}: loads, and with our entry: {loads:?}");

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """api.py PORT NETWORKS: as much of a Kubernetes API as Multus asks for. Every pod exists, with the UID uid-NAME, and asks for
-NETWORKS; every NetworkAttachmentDefinition exists and has no spec; what is written is answered and forgotten."""
+NETWORKS, in which {pod} is its name; every NetworkAttachmentDefinition exists and has no spec; what is written is answered and forgotten."""
 
 import json
 import sys
@@ -18,7 +18,7 @@ def thing(path):
     version = "/".join(words[1:at])
     metadata = {"name": name, "namespace": namespace, "uid": f"uid-{name}"}
     if kind == "pods":
-        annotations = {"k8s.v1.cni.cncf.io/networks": networks} if networks else {}
+        annotations = {"k8s.v1.cni.cncf.io/networks": networks.replace("{pod}", name)} if networks else {}
         return {"apiVersion": version, "kind": "Pod", "metadata": {**metadata, "annotations": annotations}}
     kinds = {"network-attachment-definitions": "NetworkAttachmentDefinition", "events": "Event"}
     return {"apiVersion": version, "kind": kinds[kind], "metadata": metadata}
