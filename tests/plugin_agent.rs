@@ -132,15 +132,9 @@ fn rules_of_istio_in_the_netns_are_left_alone_in_each_form() {
     let node = Node::new();
     let _agent = node.start_agent();
     let theirs = [
-        (
-            "nft",
-            "table inet istio-proxy-nat { chain prerouting { type nat hook prerouting priority -100; } }",
-        ),
-        (
-            "iptables",
-            "table ip nat { chain ISTIO_OUTPUT { } chain OUTPUT { type nat hook output priority -100; } }",
-        ),
-        ("ip6tables", "table ip6 mangle { chain ISTIO_DIVERT { } }"),
+        ("nft", "add table inet istio-proxy-nat\nadd chain inet istio-proxy-nat any"),
+        ("iptables", "add table ip nat\nadd chain ip nat ISTIO_OUTPUT\nadd chain ip nat OUTPUT"),
+        ("ip6tables", "add table ip6 mangle\nadd chain ip6 mangle ISTIO_DIVERT"),
     ];
     for (name, rules) in theirs {
         let sandbox = node.sandbox(name);
@@ -154,7 +148,7 @@ fn rules_of_istio_in_the_netns_are_left_alone_in_each_form() {
     // Names that only look alike.
     let sandbox = node.sandbox("other");
     node.write_mesh_pod(&sandbox, &[]);
-    sandbox.nft("table ip nat { chain MY_ISTIO_ { } chain istio_output { } }");
+    sandbox.nft("add table ip nat\nadd chain ip nat MY_ISTIO_\nadd chain ip nat istio_output");
     assert_eq!(node.plugin("ADD", &sandbox).code(), 0);
     assert_eq!(sandbox.programmed(), Programmed::Complete);
 }

@@ -35,8 +35,8 @@ pub(crate) enum Stop {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Answer {
     Stop(Stop),
-    /// The credential is no longer one.
-    Unauthorized,
+    /// The credential is no longer one: certain only after a while. Until then this is the reason to keep.
+    Unauthorized(&'static str),
     /// Not certain: try again. If it stays so, this is the reason.
     Unclear(&'static str),
 }
@@ -75,12 +75,12 @@ async fn ask(
                 }
                 match read(answer.map(|found| found.map(|set| set.metadata.deletion_timestamp.is_some()))) {
                     Answer::Stop(stop) => return stop,
-                    Answer::Unauthorized => {
+                    Answer::Unauthorized(reason) => {
                         let since = *refused_since.get_or_insert_with(Instant::now);
                         if since.elapsed() >= REFUSED {
                             return Stop::Uninstall("service_account_gone");
                         }
-                        "unauthorized"
+                        reason
                     }
                     Answer::Unclear(reason) => {
                         refused_since = None;
@@ -102,7 +102,7 @@ fn read(found: Result<Option<bool>, kube::Error>) -> Answer {
         Ok(Some(false)) => Answer::Stop(Stop::Keep("daemonset_there")),
         Ok(Some(true)) => Answer::Stop(Stop::Uninstall("daemonset_deleted")),
         Ok(None) => Answer::Stop(Stop::Uninstall("daemonset_gone")),
-        Err(kube::Error::Api(status)) if status.code == 401 => Answer::Unauthorized,
+        Err(kube::Error::Api(status)) if status.code == 401 => Answer::Unauthorized("unauthorized"),
         Err(kube::Error::Api(status)) if status.code == 403 => Answer::Unclear("daemonset_forbidden"),
         Err(_) => Answer::Unclear("api_unreachable"),
     }
