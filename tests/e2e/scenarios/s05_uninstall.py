@@ -46,7 +46,7 @@ def uninstall(world, say):
 def clean(world, when):
     for node, tree in world.before.items():
         try:
-            wait_for("clean directories", 30, lambda: world.tree(node) == tree)
+            wait_for("clean directories", 60, lambda: world.tree(node) == tree)
         except TooLate as error:
             raise AssertionError(f"after {when} the directories of {node} differ:\n{difference(tree, world.tree(node))}") from error
 
@@ -55,8 +55,7 @@ def gone_for_good(world, say):
     """Uninstalled while the agents crash: nobody cleans the nodes."""
     world.install("existing-1.32")
     world.update("crash", CRASH, surge=False)
-    wait_for("the agents to have crashed", 90, lambda: len(world.agents()) == len(world.before) and all(
-        status["image"].endswith(":crash") and status["restartCount"] >= 1 and "waiting" in status["state"] for pod in world.agents() for status in pod["status"]["containerStatuses"]))
+    wait_for("the agents to have crashed", 120, lambda: len(world.agents()) == len(world.before) and all(map(crashed, world.agents())))
     world.uninstall()
     left = [node for node, tree in world.before.items() if world.tree(node) != tree]
     expect(left, "the crashing agents cleaned up: nothing is proven")
@@ -69,6 +68,12 @@ def gone_for_good(world, say):
            f"the mesh pod's error does not name the clean-up command: {event['message']}")
     world.delete("stay")
     say(f"uninstalled while the agents crashed: plain pods start on {', '.join(left)}; a mesh pod's error names the clean-up command")
+
+
+def crashed(pod):
+    statuses = pod["status"].get("containerStatuses", [])
+    return bool(statuses) and all(status["image"].endswith(":crash") and status["restartCount"] >= 1 and "waiting" in status["state"]
+                                  for status in statuses)
 
 
 def rollout(world):
