@@ -137,10 +137,13 @@ impl<'a> Conf<'a> {
             }
             Shape::List { inside, plugins } => {
                 let stripped = strip(self.text, plugins);
-                let (_, kept_end, gap) = last_kept(self.text, inside, plugins);
+                let kept = last_kept(inside, plugins);
                 // Only what is after the last one of others was cut behind it.
-                let cut_before = cut_bytes(plugins, kept_end);
-                let at = kept_end - cut_before;
+                let cut_before = cut_bytes(plugins, kept.end);
+                let at = kept.end - cut_before;
+                // As they are without our entries, so that the next time finds the same.
+                let gap =
+                    if kept.is_empty() { "" } else { blanks_before(&stripped[..kept.start - cut_before]) };
                 let comma = if plugins.iter().any(|plugin| !plugin.ours) { "," } else { "" };
                 format!("{}{comma}{gap}{}{}", &stripped[..at], entry.render(marks), &stripped[at..])
             }
@@ -172,13 +175,15 @@ impl<'a> Conf<'a> {
     }
 }
 
-/// Where the last element of others is, and the blanks before it, which will be before our entry, too.
-fn last_kept<'a>(text: &'a str, inside: &Range<usize>, plugins: &[Plugin]) -> (usize, usize, &'a str) {
-    let Some(last) = plugins.iter().rfind(|plugin| !plugin.ours) else {
-        return (inside.start, inside.start, "");
-    };
-    let before = &text[..last.span.start];
-    (last.span.start, last.span.end, &before[before.trim_end_matches([' ', '\t', '\n', '\r']).len()..])
+/// Where the last element of others is; nothing at the start of the list without one.
+fn last_kept(inside: &Range<usize>, plugins: &[Plugin]) -> Range<usize> {
+    let last = plugins.iter().rfind(|plugin| !plugin.ours);
+    last.map_or(inside.start..inside.start, |last| last.span.clone())
+}
+
+/// The blanks at the end of `text`, which will be before our entry, too.
+fn blanks_before(text: &str) -> &str {
+    &text[text.trim_end_matches([' ', '\t', '\n', '\r']).len()..]
 }
 
 /// What to cut: each entry of ours with the comma that belongs to it.

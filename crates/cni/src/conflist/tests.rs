@@ -76,6 +76,20 @@ fn entries_of_others_and_duplicates_give_way_wherever_they_are() {
 }
 
 #[test]
+fn an_entry_put_in_the_place_of_earlier_ones_stays_as_it_is() {
+    let old = r#"{"type":"istio-cni"}"#;
+    for text in [
+        format!(r#"{{"name":"n","plugins":[{old}, {{"type":"a"}} ,{old}]}}"#),
+        format!("{{\"name\":\"n\",\"plugins\":[\n {old},\n {{\"type\":\"a\"}}]}}"),
+        format!(r#"{{"name":"n","plugins":[ {old} , {old}]}}"#),
+    ] {
+        let once = put(&text);
+        assert_eq!(put(&once), once, "{text}");
+        assert_eq!(take(&once), take(&text), "{text}");
+    }
+}
+
+#[test]
 fn what_a_runtime_would_not_load_is_told_apart() {
     let not_json = |text| matches!(Conf::parse("a.conflist", text), Err(Unusable::NotJson(_)));
     assert!(
