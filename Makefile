@@ -46,7 +46,7 @@ test-image: image ## what is in the image, and that packing it again gives the s
 demo: setup build ## four pods, real Envoy, real HTTP, both families; KEEP=1 leaves it up to look around
 	@target/venv/bin/python -B tests/demo/demo.py $(if $(KEEP),--keep)
 
-test: lint build build-fault demo fuzz-ci test-kernel-ci test-image test-arm64 ## everything that CI runs: lint, demo, fuzzing, a second kernel, the image, arm64, all tests
+test: lint build build-fault demo fuzz-ci test-kernel-ci test-chart test-image test-arm64 ## everything that CI runs: lint, demo, fuzzing, a second kernel, the image, arm64, all tests
 	@tests/run.sh --workspace
 
 build-fault: ## the agent with kill points, for the fault tests

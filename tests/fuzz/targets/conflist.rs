@@ -51,7 +51,11 @@ fn check(name: &str, text: &str, conf: &Conf<'_>) {
         }
         Without::Same => assert_eq!(after, Without::List(text.to_owned())),
         before => {
-            waylay_fuzz::seeded_bug(&[types.len() > 3, matches!(before, Without::List(_)), marks.link.is_some()]);
+            waylay_fuzz::seeded_bug(&[
+                types.len() > 3,
+                matches!(before, Without::List(_)),
+                marks.link.is_some(),
+            ]);
             assert_eq!(after, before, "{text}");
         }
     }
