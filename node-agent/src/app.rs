@@ -127,7 +127,9 @@ async fn live(settings: Settings, installer: Option<Installer>, view: Arc<View>)
     let given = settings.clone();
     thread::Builder::new()
         .name("start".to_owned())
-        .spawn(move || started.send(start(&given, installer, &seen, &ends, &runtime)))
+        .spawn(move || {
+            let _ = started.send(start(&given, installer, &seen, &ends, &runtime));
+        })
         .context("start a thread")?;
     let Started { sockets, names, handler, client, lost } = starts.await.context("start")??;
     // Asked while pods are served as ever: until it is known, the stop changes nothing.

@@ -11,7 +11,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 
 /// Upper bounds in seconds: a warm ADD takes a fraction of a millisecond, one that waits for its pod two seconds.
 const LATENCY: [f64; 14] =
@@ -101,84 +101,42 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         let mut all = Registry::default();
         let (installs, install_ready) = existing(&mut all);
-        let registry = all.sub_registry_with_prefix("waylay");
-        let adds = Family::<RequestLabels, Counter>::default();
-        let checks = Family::<RequestLabels, Counter>::default();
+        let ours = all.sub_registry_with_prefix("waylay");
         let add_seconds = Histogram::new(LATENCY);
-        let refused = Family::<ReasonLabel, Counter>::default();
-        let notices = Family::<NoticeLabels, Counter>::default();
-        let ipv6 = Family::<ReasonLabel, Counter>::default();
-        let blocked = Family::<BlockerLabel, Gauge>::default();
-        let [connections, queue, role, bad_manifests, install_fight, pods] =
-            std::array::from_fn(|_| Gauge::default());
-        registry.register("adds", "ADDs answered by the agent", adds.clone());
-        registry.register("checks", "CHECKs answered by the agent", checks.clone());
-        registry.register(
-            "add_duration_seconds",
-            "Time from accepting a connection to sending the answer to its ADD",
-            add_seconds.clone(),
-        );
-        registry.register("refused_peers", "Connections and messages refused", refused.clone());
-        registry.register("notices", "What the plugin did without the agent", notices.clone());
-        registry.register("ipv6", "Redirected pods by what is done with their IPv6", ipv6.clone());
-        registry.register(
-            "blocked",
-            "1 for each check that keeps the agent from being ready",
-            blocked.clone(),
-        );
-        registry.register("open_connections", "Open connections of plugins", connections.clone());
-        registry.register("queue_depth", "Jobs that wait for a thread", queue.clone());
-        registry.register("socket_holder", "1 while this agent holds the plugin socket", role.clone());
-        let install_restored = Counter::default();
-        registry.register(
-            "install_restored",
-            "Times that the plugin or its configuration was put back",
-            install_restored.clone(),
-        );
-        registry.register(
-            "install_fight",
-            "1 while somebody takes our entry out of the CNI configuration again and again",
-            install_fight.clone(),
-        );
-        registry.register("bad_manifests", "Pod manifest files that cannot be used", bad_manifests.clone());
-        let api_requests = Family::<VerbLabel, Counter>::default();
-        let watch_event = Gauge::<f64, AtomicU64>::default();
-        let watch_errors = Counter::default();
-        registry.register("api_requests", "Requests to the API server", api_requests.clone());
-        registry.register("pods", "Pods of this node that the API server told of", pods.clone());
-        registry.register(
-            "pod_watch_last_event_timestamp_seconds",
-            "When the watch of pods last said something",
-            watch_event.clone(),
-        );
-        registry.register("pod_watch_errors", "Failures of the watch of pods", watch_errors.clone());
-        let bypasses = Family::<ReasonLabel, Counter>::default();
-        registry.register("bypasses", "Mesh pods whose traffic goes past their proxy", bypasses.clone());
-        let events = Family::<ResultLabel, Counter>::default();
-        registry.register("events", "Events on pods by what became of them", events.clone());
+        let took = "Time from accepting a connection to sending the answer to its ADD";
+        ours.register("add_duration_seconds", took, add_seconds.clone());
+        let fight = "1 while somebody takes our entry out of the CNI configuration again and again";
         Self {
-            registry: all,
-            bypasses,
-            events,
             installs,
             install_ready,
-            adds,
-            checks,
+            adds: new(ours, "adds", "ADDs answered by the agent"),
+            checks: new(ours, "checks", "CHECKs answered by the agent"),
             add_seconds,
-            refused,
-            notices,
-            ipv6,
-            blocked,
-            api_requests,
-            connections,
-            queue,
-            role,
-            bad_manifests,
-            pods,
-            watch_event,
-            watch_errors,
-            install_restored,
-            install_fight,
+            refused: new(ours, "refused_peers", "Connections and messages refused"),
+            notices: new(ours, "notices", "What the plugin did without the agent"),
+            ipv6: new(ours, "ipv6", "Redirected pods by what is done with their IPv6"),
+            bypasses: new(ours, "bypasses", "Mesh pods whose traffic goes past their proxy"),
+            events: new(ours, "events", "Events on pods by what became of them"),
+            blocked: new(ours, "blocked", "1 for each check that keeps the agent from being ready"),
+            connections: new(ours, "open_connections", "Open connections of plugins"),
+            queue: new(ours, "queue_depth", "Jobs that wait for a thread"),
+            role: new(ours, "socket_holder", "1 while this agent holds the plugin socket"),
+            install_restored: new(
+                ours,
+                "install_restored",
+                "Times that the plugin or its configuration was put back",
+            ),
+            install_fight: new(ours, "install_fight", fight),
+            bad_manifests: new(ours, "bad_manifests", "Pod manifest files that cannot be used"),
+            api_requests: new(ours, "api_requests", "Requests to the API server"),
+            pods: new(ours, "pods", "Pods of this node that the API server told of"),
+            watch_event: new(
+                ours,
+                "pod_watch_last_event_timestamp_seconds",
+                "When the watch of pods last said something",
+            ),
+            watch_errors: new(ours, "pod_watch_errors", "Failures of the watch of pods"),
+            registry: all,
         }
     }
 
@@ -241,27 +199,25 @@ impl Metrics {
     }
 }
 
+/// A metric, registered.
+fn new<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
 /// The four metrics of the component that this one replaces, under their own names, for the dashboards that have them. There is no
 /// repair and no ambient mode yet: their two stay at 0.
 fn existing(registry: &mut Registry) -> (Family<ResultLabel, Counter>, Gauge) {
-    let installs = Family::<ResultLabel, Counter>::default();
-    let ready = Gauge::default();
-    registry.register("istio_cni_installs", "Installations by result", installs.clone());
-    registry.register(
-        "istio_cni_install_ready",
-        "1 while the plugin and its configuration are in place",
-        ready.clone(),
-    );
-    let repaired = Family::<RepairLabels, Counter>::default();
+    let installs = new(registry, "istio_cni_installs", "Installations by result");
+    let in_place = "1 while the plugin and its configuration are in place";
+    let ready = new(registry, "istio_cni_install_ready", in_place);
+    let repaired: Family<RepairLabels, Counter> =
+        new(registry, "istio_cni_repair_pods_repaired", "Pods repaired; there is no repair yet");
     let _ = repaired.get_or_create(&RepairLabels { r#type: "repair", result: "success" });
-    registry.register("istio_cni_repair_pods_repaired", "Pods repaired; there is no repair yet", repaired);
-    let requests = Family::<ResponseLabel, Counter>::default();
+    let asked = "Requests of the plugin in ambient mode, which is not there yet";
+    let requests: Family<ResponseLabel, Counter> = new(registry, "istio_cni_plugin_requests", asked);
     let _ = requests.get_or_create(&ResponseLabel { response_code: "200" });
-    registry.register(
-        "istio_cni_plugin_requests",
-        "Requests of the plugin in ambient mode, which is not there yet",
-        requests,
-    );
     (installs, ready)
 }
 
