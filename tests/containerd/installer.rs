@@ -150,8 +150,13 @@ fn settings(lab: &Lab, more: &[(&'static str, &str)]) -> Settings {
 /// An agent that is ready.
 fn start(lab: &Lab, settings: &Settings) -> Agent {
     let environment: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let before = crate::holder(&lab.node);
     let agent = lab.node.spawn_agent(agent_binary(), &environment);
-    lab.node.wait_for_agent();
+    // Its ports are open by then.
+    crate::wait_until(&lab.node, "the agent does not take the role", || {
+        let now = crate::holder(&lab.node);
+        now.is_some() && now != before
+    });
     crate::wait_until(&lab.node, "the agent does not get ready", || {
         agent.http(8000, "/readyz").starts_with("HTTP/1.1 200")
     });
