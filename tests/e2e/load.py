@@ -9,7 +9,7 @@ import pods
 NAMESPACE = "load"
 
 
-# On a machine that cannot keep up, pods that pile up would only measure that.
+# On a machine that cannot keep up, pods that pile up would only measure that. Those that wait for an agent cost nothing.
 ON_THE_WAY = 8
 
 
@@ -24,9 +24,9 @@ def small_pod(name, node, namespace=NAMESPACE):
 class Load(threading.Thread):
     """Up to `rate` pods a second, over all nodes in turn, until `finish`."""
 
-    def __init__(self, world, rate):
+    def __init__(self, world, rate, on_the_way=ON_THE_WAY):
         super().__init__(daemon=True)
-        self.world, self.rate = world, rate
+        self.world, self.rate, self.on_the_way = world, rate, on_the_way
         self.api = api.Api(world.lab.state / "pki")
         world.namespace_for(NAMESPACE)
         self.created, self.waits, self.unredirected = {}, {}, []
@@ -37,7 +37,7 @@ class Load(threading.Thread):
         try:
             due = time.monotonic()
             while not self.stopping.is_set():
-                if time.monotonic() >= due and len(self.pending()) < ON_THE_WAY:
+                if time.monotonic() >= due and len(self.pending()) < self.on_the_way:
                     self.create()
                     due = max(due + 1 / self.rate, time.monotonic() - 1)
                 self.look()

@@ -10,6 +10,8 @@ PROXY_UID = 1337
 CONFINED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "privileged": False, "readOnlyRootFilesystem": True}
 AS_PROXY = CONFINED | {"runAsGroup": PROXY_UID, "runAsNonRoot": True, "runAsUser": PROXY_UID}
 
+AS_APPLICATION = CONFINED | {"runAsGroup": 1000, "runAsNonRoot": True, "runAsUser": 1000}
+
 
 def field(name, path):
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
@@ -27,7 +29,7 @@ def plain(name, namespace="default", listen="dual", node=None, labels=None, grac
                 "env": [field("POD_NAME", "metadata.name")],
                 "ports": [{"containerPort": 8080}],
                 "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
-                "securityContext": CONFINED | {"runAsUser": 1000, "runAsNonRoot": True},
+                "securityContext": AS_APPLICATION,
             }],
         },
     }

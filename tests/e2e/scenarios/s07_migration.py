@@ -84,7 +84,7 @@ def start_pods(world, server):
             pod = pods.sidecar(f"pod-{index}", NAMESPACE, node=f"n{index % 2 + 1}")
             pod["spec"]["containers"].append({
                 "name": "held", "image": pods.POD, "command": ["pod", "hold", url(server, 4, path="/echo")],
-                "securityContext": pods.AS_PROXY | {"runAsUser": 1000}})
+                "securityContext": pods.AS_APPLICATION})
             batch.append(pod)
         started += world.start(*batch, seconds=180)
     # Those that began before their proxy was there were started again.

@@ -50,7 +50,7 @@ def job(world, say):
 def early_network(world, say):
     """Before the proxy runs nothing gets out: an init container sees a refused connection, not a bypass."""
     outside, = world.start(pods.plain("outside", NAMESPACE))
-    early = {"name": "early", "image": pods.POD, "command": ["pod", "get", url(outside, 4)], "securityContext": pods.AS_PROXY | {"runAsUser": 1000}}
+    early = {"name": "early", "image": pods.POD, "command": ["pod", "get", url(outside, 4)], "securityContext": pods.AS_APPLICATION}
     classic = pods.sidecar("classic", NAMESPACE)
     classic["spec"]["initContainers"].append(early)
     native = pods.sidecar("native", NAMESPACE, native=True)

@@ -11,7 +11,7 @@ KILLS = 10
 
 def run(world, say):
     world.install()
-    load = Load(world, 1)
+    load = Load(world, 1, on_the_way=80)
     load.count = 2000
     load.start()
     nodes = world.lab.nodes()
