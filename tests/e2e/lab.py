@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -B
 # SPDX-License-Identifier: Apache-2.0
 """A Kubernetes cluster of its own: `lab.py up|shell|down [--runtime 1.6] [--nodes N]`, and the class Lab for tests.
 

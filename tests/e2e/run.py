@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/env -S python3 -B
 # SPDX-License-Identifier: Apache-2.0
 """`run.py smoke|all|NUMBER... [--runtime 1.6] --image LAYOUT`: runs scenarios on real clusters, prints what each proved.
 
