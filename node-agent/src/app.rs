@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use ::install::{Installer, Watch};
+use ::install::{Installer, Leaving, Watch};
 use agent_api::PROTOCOL;
 use agent_api::netns::Netns;
 use anyhow::{Context as _, Result, anyhow};
@@ -35,7 +35,7 @@ use crate::observability::view::View;
 use crate::plugin_server::{self, Handler, Lost, Names, Records, Sockets};
 use crate::pods::{self, Cluster, Directory, PodSource, Seen, Watching};
 use crate::pool::{Closer, Pool, QUEUE, THREADS};
-use crate::settings::{Effective, InstallSettings, PodPlace, Settings};
+use crate::settings::{Effective, InstallSettings, Place as SettingsPlace, PodPlace, Settings};
 
 /// How long accepted requests may take to end after the signal.
 const ENDING: Duration = Duration::from_secs(5);
@@ -154,7 +154,7 @@ async fn live(settings: Settings, installer: Option<Installer>, view: Arc<View>)
 /// Leave the node as it is to be left.
 fn finish(stop: Stop, ours: bool, settings: &InstallSettings) {
     match stop {
-        Stop::Uninstall(reason) if ours => match install::uninstall(settings) {
+        Stop::Uninstall(reason) if ours => match install::uninstall(settings, leaving(&settings.place)) {
             Ok(changed) => tracing::info!(reason, ?changed, "uninstalled: the node is as it was before"),
             Err(error) => {
                 tracing::error!(
@@ -168,6 +168,14 @@ fn finish(stop: Stop, ours: bool, settings: &InstallSettings) {
             reason,
             "the plugin and its CNI configuration stay on the node; to remove them run: install-cni uninstall"
         ),
+    }
+}
+
+/// What stays for the pods that outlive the agent: Multus calls the plugin for their DEL.
+fn leaving(place: &SettingsPlace) -> Leaving {
+    match place {
+        SettingsPlace::Standalone { .. } => Leaving::Plugin,
+        SettingsPlace::Chained { .. } | SettingsPlace::OwnFile { .. } => Leaving::Nothing,
     }
 }
 

@@ -66,11 +66,11 @@ pub(crate) fn installer(settings: &InstallSettings) -> Result<Installer, Vec<Set
 ///
 /// # Errors
 /// A line for each thing that did not succeed.
-pub(crate) fn uninstall(settings: &InstallSettings) -> Result<Vec<PathBuf>, String> {
+pub(crate) fn uninstall(settings: &InstallSettings, leaving: Leaving) -> Result<Vec<PathBuf>, String> {
     fn lines<E: ToString>(errors: Vec<E>) -> String {
         errors.iter().map(E::to_string).collect::<Vec<_>>().join("\n")
     }
-    installer(settings).map_err(lines)?.remove(Leaving::Nothing).map_err(lines)
+    installer(settings).map_err(lines)?.remove(leaving).map_err(lines)
 }
 
 fn tell(told: &Health, health: &Health, had_a_turn: bool, readiness: &Readiness, metrics: &Metrics) {

@@ -88,7 +88,8 @@ fn refuse(errors: &[SettingError]) -> ExitCode {
 /// Take the plugin and its configuration off the node.
 #[allow(clippy::print_stdout, reason = "the command's answer")]
 fn uninstall(settings: &InstallSettings) -> Result<()> {
-    let changed = install::uninstall(settings).map_err(|lines| anyhow!("{lines}"))?;
+    let changed =
+        install::uninstall(settings, ::install::Leaving::Nothing).map_err(|lines| anyhow!("{lines}"))?;
     for path in &changed {
         println!("clean: {}", path.display());
     }
