@@ -7,7 +7,7 @@ export LC_ALL=C
 usage() {
     cat <<'END'
 usage: install.sh [--image REF] [--namespace NAME] [--cni-conf-dir DIR] [--cni-bin-dir DIR] [--dac-override] [--selinux]
-                  [--timeout SECONDS] [--canary-image REF] [--canary-namespace NAME] [--no-canary] [--skip-preflight]
+                  [--timeout SECONDS] [--canary-namespace NAME] [--no-canary] [--skip-preflight]
                   [--dry-run]
 
 Uses the command in KUBECTL, kubectl by default (for example KUBECTL="kubectl --context test").
@@ -19,7 +19,6 @@ Uses the command in KUBECTL, kubectl by default (for example KUBECTL="kubectl --
   --dac-override           the nodes' directories belong to another user than root
   --selinux                the nodes enforce SELinux: run the agent as spc_t
   --timeout SECONDS        for the rollout, and for the canary; 180 by default
-  --canary-image REF       a small image whose program goes on running; registry.k8s.io/pause:3.10 by default
   --canary-namespace NAME  one that is not excluded; default by default
   --no-canary              do not start a pod to prove that pods start and reach the plugin
   --skip-preflight         install whatever preflight.sh would say
@@ -33,7 +32,7 @@ END
 here=$(cd "$(dirname "$0")" && pwd)
 base=$here/../daemonset/base
 image='' namespace=istio-cni conf_dir=/etc/cni/net.d bin_dir=/opt/cni/bin dac_override='' selinux='' timeout=180
-canary=1 canary_image=registry.k8s.io/pause:3.10 canary_namespace=default preflight=1 dry_run=''
+canary=1 canary_namespace=default preflight=1 dry_run=''
 
 say() { printf 'install: %s\n' "$*" >&2; }
 fail() {
@@ -48,7 +47,7 @@ kube() { ${KUBECTL:-kubectl} "$@"; }
 
 while [ $# -gt 0 ]; do
     case $1 in
-        --image | --namespace | --cni-conf-dir | --cni-bin-dir | --timeout | --canary-image | --canary-namespace)
+        --image | --namespace | --cni-conf-dir | --cni-bin-dir | --timeout | --canary-namespace)
             [ $# -ge 2 ] || misuse "$1 needs a value"
             # They become part of YAML.
             case $2 in '' | *[!A-Za-z0-9._/:@-]*) misuse "$1: \"$2\" cannot be used" ;; esac
@@ -63,7 +62,6 @@ while [ $# -gt 0 ]; do
             case $2 in *[!0-9]*) misuse "--timeout: \"$2\" is no number of seconds" ;; esac
             timeout=$2 && shift
             ;;
-        --canary-image) canary_image=$2 && shift ;;
         --canary-namespace) canary_namespace=$2 && shift ;;
         --no-canary) canary='' ;;
         --dac-override) dac_override=1 ;;
@@ -98,12 +96,13 @@ manifest() {
         render "$base/namespace.yaml"
         echo ---
     fi
-    for name in serviceaccount configmap resourcequota networkpolicy daemonset; do
+    for name in serviceaccount clusterrole clusterrolebinding role rolebinding configmap resourcequota networkpolicy daemonset; do
         render "$base/$name.yaml"
         echo ---
     done
 }
 
+# It says its version and ends: the agent's own image is on the node already.
 canary_pod() { # NAME NODE
     cat <<END
 apiVersion: v1
@@ -127,8 +126,9 @@ spec:
     seccompProfile:
       type: RuntimeDefault
   containers:
-    - name: pause
-      image: $canary_image
+    - name: canary
+      image: $(sed -n 's/^ *image: //p' "$scratch/manifest.yaml")
+      command: [install-cni, version]
       securityContext:
         allowPrivilegeEscalation: false
         capabilities:
@@ -157,7 +157,7 @@ END
     trap 'exit 1' HUP INT TERM
     say "canary: pod $canary_namespace/$name on node $node"
     canary_pod "$name" "$node" | kube apply -f - >/dev/null || fail "the canary cannot be made"
-    if ! kube wait pod "$name" -n "$canary_namespace" --for=condition=Ready --timeout="${timeout}s" >/dev/null; then
+    if ! kube wait pod "$name" -n "$canary_namespace" --for=jsonpath='{.status.phase}'=Succeeded --timeout="${timeout}s" >/dev/null; then
         kube get events -n "$canary_namespace" --field-selector "involvedObject.name=$name" >&2 || :
         fail "the canary did not start on node $node"
     fi

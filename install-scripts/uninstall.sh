@@ -192,6 +192,7 @@ fi
 
 change delete pod -n "$namespace" -l app.kubernetes.io/name=waylay-cleanup --ignore-not-found
 change delete -n "$namespace" --ignore-not-found serviceaccount/istio-cni configmap/istio-cni-config \
-    resourcequota/istio-cni-resource-quota networkpolicy/istio-cni
+    resourcequota/istio-cni-resource-quota networkpolicy/istio-cni role/istio-cni-node rolebinding/istio-cni-node
+change delete --ignore-not-found clusterrole/istio-cni clusterrolebinding/istio-cni
 if [ -n "$delete_namespace" ]; then change delete namespace "$namespace" --ignore-not-found; fi
 say "done"

@@ -51,7 +51,7 @@ ERA_1_12_CHANGES = {
 }
 # What the Sail Operator passes on: everything below `cni`, and a pinned image.
 SAIL = {"profile": "openshift", "global": {"platform": "openshift"},
-        "cni": {"image": "quay.io/x/waylay@sha256:1", "resource_quotas": {"enabled": True}, "cniConfDir": "/x"}}
+        "cni": {"image": "images.test/x/waylay@sha256:1", "resource_quotas": {"enabled": True}, "cniConfDir": "/x"}}
 OPENSHIFT = STANDALONE | SPC | {
     volume("cni-bin-dir"): "/var/lib/cni/bin", "NetworkAttachmentDefinition/istio-cni": NEW}
 STARLINGX = {

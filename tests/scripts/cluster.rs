@@ -109,10 +109,24 @@ fn install_applies_waits_and_proves_and_leaves_no_canary() {
         );
         let objects = cluster.applied();
         let (canary, objects) = objects.split_last().unwrap();
-        let wanted =
-            ["Namespace", "ServiceAccount", "ConfigMap", "ResourceQuota", "NetworkPolicy", "DaemonSet"];
+        let wanted = [
+            "Namespace",
+            "ServiceAccount",
+            "ClusterRole",
+            "ClusterRoleBinding",
+            "Role",
+            "RoleBinding",
+            "ConfigMap",
+            "ResourceQuota",
+            "NetworkPolicy",
+            "DaemonSet",
+        ];
         assert_eq!(kinds(objects), wanted);
-        assert_least_privilege(&objects[5], &json!(["NET_ADMIN"]));
+        assert_least_privilege(&objects[9], &json!(["NET_ADMIN"]));
+        assert_eq!(
+            canary["spec"]["containers"][0]["image"],
+            objects[9]["spec"]["template"]["spec"]["containers"][0]["image"]
+        );
         assert_eq!((&canary["kind"], &canary["spec"]["nodeName"]), (&json!("Pod"), &json!("n2")));
         // Again: what is there is applied once more.
         cluster.run(shell, "install.sh", &[]).with(0);
@@ -129,7 +143,12 @@ fn install_puts_what_was_asked_for_into_the_objects() {
     let objects = cluster.applied();
     assert!(!kinds(&objects).contains(&"Namespace"), "a namespace that is there stays as it is");
     for object in &objects {
-        assert_eq!(object["metadata"]["namespace"], "mesh");
+        let everywhere = object["kind"].as_str().unwrap().starts_with("Cluster");
+        assert_eq!(object["metadata"].get("namespace").is_none(), everywhere);
+        if let Some(subjects) = object.get("subjects") {
+            assert_eq!(subjects[0]["namespace"], "mesh");
+        }
+        assert!(everywhere || object["metadata"]["namespace"] == "mesh");
     }
     let daemonset = objects.last().unwrap();
     assert_least_privilege(daemonset, &json!(["NET_ADMIN", "DAC_OVERRIDE"]));
@@ -138,7 +157,7 @@ fn install_puts_what_was_asked_for_into_the_objects() {
     assert_eq!(container["securityContext"]["seLinuxOptions"], json!({"type": "spc_t"}));
     let volumes = daemonset["spec"]["template"]["spec"]["volumes"].as_array().unwrap();
     let paths: Vec<_> = volumes.iter().map(|v| v["hostPath"]["path"].as_str().unwrap()).collect();
-    assert_eq!(paths, ["/k/bin", "/k/net.d", "/var/run/istio-cni", "/etc/waylay/pods"]);
+    assert_eq!(paths, ["/k/bin", "/k/net.d", "/var/run/istio-cni"]);
     let refused = cluster.run(SHELLS[0], "install.sh", &["--image", "x\ny: z"]).with(64);
     assert!(refused.contains("cannot be used"), "{refused}");
 }

@@ -28,7 +28,7 @@ pub(crate) fn assert_least_privilege(daemonset: &Value, added: &Value) {
     {
         assert_eq!(pod.get(absent), None, "{absent}");
     }
-    assert_eq!(pod["automountServiceAccountToken"], false);
+    assert_eq!(pod["automountServiceAccountToken"], true);
     assert_eq!(pod["securityContext"], json!({"seccompProfile": {"type": "RuntimeDefault"}}));
     assert_eq!(pod["containers"].as_array().unwrap().len(), 1);
     let container = &pod["containers"][0];
@@ -48,7 +48,7 @@ pub(crate) fn assert_least_privilege(daemonset: &Value, added: &Value) {
     }
     let mounts: Vec<_> = container["volumeMounts"].as_array().unwrap().iter().map(|m| &m["name"]).collect();
     let volumes: Vec<_> = pod["volumes"].as_array().unwrap().iter().map(|v| &v["name"]).collect();
-    assert_eq!(mounts, ["cni-bin-dir", "cni-net-dir", "cni-run-dir", "pod-manifests"]);
+    assert_eq!(mounts, ["cni-bin-dir", "cni-net-dir", "cni-run-dir"]);
     assert_eq!(volumes, mounts);
 }
 
@@ -92,7 +92,6 @@ fn the_daemonset_is_what_others_and_the_plugin_look_for() {
     assert_eq!((mount("cni-run-dir"), host("cni-run-dir")), (run, run));
     assert_eq!((mount("cni-bin-dir"), host("cni-bin-dir")), ("/host/opt/cni/bin", "/opt/cni/bin"));
     assert_eq!((mount("cni-net-dir"), host("cni-net-dir")), ("/host/etc/cni/net.d", "/etc/cni/net.d"));
-    assert_eq!(mount("pod-manifests"), base("configmap")["data"]["POD_MANIFEST_DIR"].as_str().unwrap());
 }
 
 #[test]
@@ -114,16 +113,27 @@ fn every_flag_and_variable_is_known_to_the_agent() {
 }
 
 #[test]
-fn the_agent_may_ask_the_api_nothing() {
+fn the_agent_may_ask_the_api_for_what_it_uses_and_nothing_else() {
     assert_eq!(base("serviceaccount")["automountServiceAccountToken"], false);
-    for file in fs::read_dir(format!("{REPOSITORY}/daemonset/base")).unwrap() {
-        let document = yaml(&fs::read_to_string(file.unwrap().path()).unwrap());
-        let kind = document["kind"].as_str().unwrap();
-        assert!(!kind.contains("Role"), "{kind}");
+    let rules = json!([
+        {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["get", "list", "watch"]},
+        {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+    ]);
+    assert_eq!(base("clusterrole")["rules"], rules);
+    let rules = json!([
+        {"apiGroups": ["apps"], "resources": ["daemonsets"], "resourceNames": ["istio-cni-node"], "verbs": ["get"]},
+    ]);
+    assert_eq!(base("role")["rules"], rules);
+    let subjects = json!([{"kind": "ServiceAccount", "name": "istio-cni", "namespace": "istio-cni"}]);
+    for (binding, role) in [("clusterrolebinding", "clusterrole"), ("rolebinding", "role")] {
+        let (binding, role) = (base(binding), base(role));
+        assert_eq!(binding["subjects"], subjects);
+        let wanted = json!({"apiGroup": "rbac.authorization.k8s.io", "kind": role["kind"], "name": role["metadata"]["name"]});
+        assert_eq!(binding["roleRef"], wanted);
     }
     let policy = base("networkpolicy");
     assert_eq!(policy["spec"]["policyTypes"], json!(["Ingress", "Egress"]));
-    assert_eq!(policy["spec"]["egress"], json!([]));
+    assert_eq!(policy["spec"]["egress"], json!([{}]));
     let ports = json!([{"protocol": "TCP", "port": 15014}, {"protocol": "TCP", "port": 8000}]);
     assert_eq!(policy["spec"]["ingress"], json!([{"ports": ports}]));
 }
@@ -145,6 +155,7 @@ fn the_kustomization_has_every_file_of_the_base_in_one_namespace() {
         let document = yaml(&fs::read_to_string(file.path()).unwrap());
         match document["kind"].as_str().unwrap() {
             "Kustomization" => continue,
+            "ClusterRole" | "ClusterRoleBinding" => {}
             "Namespace" => {
                 assert_eq!(document["metadata"]["name"], namespace);
                 let labels = json!({"pod-security.kubernetes.io/enforce": "privileged"});
