@@ -47,8 +47,8 @@ NFT = """table inet istio-proxy-nat {
         ip6 daddr ::1 counter return
         counter jump istio-redirect
     }
-    chain prerouting { type nat hook prerouting priority dstnat; meta l4proto tcp counter jump istio-inbound; }
-    chain output { type nat hook output priority dstnat; counter jump istio-output; }
+    chain prerouting { type nat hook prerouting priority -100; meta l4proto tcp counter jump istio-inbound; }
+    chain output { type nat hook output priority -100; counter jump istio-output; }
 }
 """
 
