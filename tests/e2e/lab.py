@@ -6,6 +6,7 @@ All state is below LABS. A lab holds a lock on its directory as long as its firs
 removed when the next one starts.
 """
 import argparse
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -172,6 +173,15 @@ class Lab:
             while_off(self.state / node / "disk")
             off.unlink()
         wait_for(f"{node} to start again", 60, lambda: not (self.state / node / "reboot").exists(), [self.state / "logs/cluster.log"])
+
+    def keep_agent_logs(self):
+        """A second name for each log of an agent: the kubelet removes its own with the pod."""
+        kept = self.state / "logs" / "agents"
+        kept.mkdir(exist_ok=True)
+        for node in self.nodes():
+            for log in (self.state / node / "disk/var/log/pods").glob("*istio-cni-node-*/install-cni/*.log"):
+                with contextlib.suppress(FileExistsError):
+                    os.link(log, kept / f"{node}-{log.parent.parent.name.split('_')[1]}-{log.name}")
 
     def down(self, keep_logs=None):
         """Ends everything. `keep_logs`: a directory that the logs are copied to."""

@@ -89,10 +89,9 @@ def collect(lab):
     """What a person would ask the cluster first, next to its logs."""
     questions = {
         "pods.txt": ["get", "pods", "-A", "-o", "wide"], "events.txt": ["get", "events", "-A", "--sort-by=.lastTimestamp"],
-        "agents.log": ["logs", "-A", "-l", "k8s-app=istio-cni-node", "--prefix", "--tail=-1"],
-        "agents-previous.log": ["logs", "-A", "-l", "k8s-app=istio-cni-node", "--prefix", "--tail=-1", "--previous"],
         "pods.yaml": ["get", "pods", "-A", "-o", "yaml"],
     }
+    lab.keep_agent_logs()
     for file, arguments in questions.items():
         try:
             done = lab.run("kubectl", *arguments, "--request-timeout=10s", check=False, timeout=20)

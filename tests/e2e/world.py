@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the scenarios do with a cluster: install the agent, start pods, look at rules, send requests."""
-import contextlib
 import json
-import os
 import pathlib
 import subprocess
 import time
@@ -59,22 +57,12 @@ class World:
 
     def wait_installed(self, seconds=90):
         self.lab.kubectl("rollout", "status", "daemonset/istio-cni-node", "-n", self.namespace, f"--timeout={seconds}s", timeout=seconds + 10)
-        self.keep_agent_logs()
-
-    def keep_agent_logs(self):
-        """A second name for each log of an agent: the kubelet removes its own with the pod."""
-        kept = self.lab.state / "logs" / "agents"
-        kept.mkdir(exist_ok=True)
-        for node in self.lab.nodes():
-            for log in (self.lab.state / node / "disk/var/log/pods").glob("*istio-cni-node-*/install-cni/*.log"):
-                pod = log.parent.parent.name.split("_")[1]
-                with contextlib.suppress(FileExistsError):
-                    os.link(log, kept / f"{node}-{pod}-{log.name}")
+        self.lab.keep_agent_logs()
 
     def uninstall(self):
         """What a person does; cleaning the nodes is the agents' task."""
         shape, self.installed = self.installed[0], None
-        self.keep_agent_logs()
+        self.lab.keep_agent_logs()
         if shape == "chart":
             self.lab.run("helm", "uninstall", "istio-cni", "-n", self.namespace, "--wait", "--timeout=60s", timeout=90)
         else:
