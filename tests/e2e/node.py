@@ -127,6 +127,7 @@ class Node:
             "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
             "cgroupDriver": "cgroupfs", "failCgroupV1": False, "failSwapOn": False,
             "oomScoreAdj": 0, "maxOpenFiles": 20000,  # without CAP_SYS_RESOURCE
+            "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local",  # nobody is there; without it each pod gets a warning
             "volumePluginDir": "/var/lib/kubelet/volumeplugins",
             # The disk is the machine's and may be nearly full.
             "evictionHard": {"memory.available": "1Mi", "nodefs.available": "1Mi", "imagefs.available": "1Mi", "nodefs.inodesFree": "1"},

@@ -7,7 +7,7 @@ import time
 
 import api
 import pods
-from supervise import wait_for
+from supervise import TooLate, wait_for
 
 HERE = pathlib.Path(__file__).resolve().parent
 CHART = HERE.parent.parent / "daemonset/chart"
@@ -67,6 +67,14 @@ class World:
             self.lab.run("helm", "uninstall", "istio-cni", "-n", self.namespace, "--wait", "--timeout=60s", timeout=90)
         else:
             self.lab.kubectl("delete", "--ignore-not-found", "--timeout=60s", "-f", HERE / "manifests" / f"{shape}.yaml", timeout=90)
+
+    def wait_clean(self, when, seconds=60):
+        """Until the directories of all nodes are as they were before anything was installed."""
+        for node, tree in self.before.items():
+            try:
+                wait_for("clean directories", seconds, lambda node=node, tree=tree: self.tree(node) == tree)
+            except TooLate as error:
+                raise Failed(f"after {when} the directories of {node} differ:\n{difference(tree, self.tree(node))}") from error
 
     def update(self, tag, command="install-cni", surge=None):
         """Another release in the DaemonSet; `surge`: beside the old one, or after it."""
@@ -183,6 +191,12 @@ class World:
         script = ('for d in "$@"; do [ -e "$d" ] || continue; find "$d" -printf "%p %y %m %l\\n"; '
                   'find "$d" -type f -exec sha256sum {} +; done | sort')
         return self.lab.node(node, "sh", "-c", script, "sh", *NODE_DIRECTORIES)
+
+
+def difference(one, other):
+    """Of two trees, as a person reads it."""
+    one, other = set(one.splitlines()), set(other.splitlines())
+    return "\n".join([f"- {line}" for line in sorted(one - other)] + [f"+ {line}" for line in sorted(other - one)])
 
 
 def url(pod, family, port=8080, path="/"):

@@ -4,8 +4,8 @@ import json
 import time
 
 import pods
-from supervise import TooLate, wait_for
-from world import CRASH, expect, url
+from supervise import wait_for
+from world import CRASH, difference, expect, url
 
 TITLE = "uninstall, and what is none"
 LABEL = "lab/agent"
@@ -16,7 +16,7 @@ def run(world, say):
         # From clean nodes: what earlier scenarios left would count as "before".
         if world.installed:
             world.uninstall()
-            clean(world, "the uninstall of what was there")
+            world.wait_clean("the uninstall of what was there")
         world.install(shape)
         uninstall(world, lambda text, shape=shape: say(f"{shape}: {text}"))
     gone_for_good(world, say)
@@ -34,21 +34,13 @@ def uninstall(world, say):
         say(f"{what} is no uninstall")
     began = time.monotonic()
     world.uninstall()
-    clean(world, "the uninstall")
+    world.wait_clean("the uninstall")
     say(f"{time.monotonic() - began:.1f} s after the uninstall began the directories of both nodes are as before the installation")
     expect(answers(world, client, server), "running pods do not reach each other after the uninstall")
     expect(world.redirected(client), "a running pod lost its rules")
     plain, = world.start(pods.plain("late", "stay"))
     world.delete("stay")
     say("running pods went on through their proxies, a new one started, and all could be deleted")
-
-
-def clean(world, when):
-    for node, tree in world.before.items():
-        try:
-            wait_for("clean directories", 60, lambda: world.tree(node) == tree)
-        except TooLate as error:
-            raise AssertionError(f"after {when} the directories of {node} differ:\n{difference(tree, world.tree(node))}") from error
 
 
 def gone_for_good(world, say):
@@ -126,8 +118,3 @@ def api_down(world):
 def answers(world, client, server):
     status, hops, _ = world.get(client, url(server, 4))
     return status == 200 and hops == ["client 15001", "server 15006"]
-
-
-def difference(one, other):
-    one, other = set(one.splitlines()), set(other.splitlines())
-    return "\n".join([f"- {line}" for line in sorted(one - other)] + [f"+ {line}" for line in sorted(other - one)])

@@ -18,6 +18,7 @@ THEIRS = pathlib.Path(__file__).resolve().parent.parent / "manifests/their-plugi
 def run(world, say):
     if world.installed:
         world.uninstall()
+        world.wait_clean("the uninstall of what was there")
     server, = world.start(pods.plain("server", NAMESPACE, node="n1"))
     migrated = start_pods(world, server)
     before = {pod["metadata"]["name"]: rules(world, pod) for pod in migrated}
@@ -47,8 +48,8 @@ def run(world, say):
     world.wait_installed()
     unharmed("our agent restarted")
     world.uninstall()
+    world.wait_clean("the uninstall")
     for node in world.lab.nodes():
-        wait_for(f"{node} to be clean", 30, lambda node=node: "istio-cni" not in world.lab.node(node, "cat", PRIMARY))
         their_agent(world, node, "nft")
     unharmed("our agent swapped out")
     theirs, = world.start(pods.sidecar("theirs", NAMESPACE, node="n2"))
