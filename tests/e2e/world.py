@@ -6,7 +6,6 @@ import subprocess
 import time
 
 import api
-import pods
 from supervise import TooLate, wait_for
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -207,6 +206,3 @@ def url(pod, family, port=8080, path="/"):
 def expect(truth, message):
     if not truth:
         raise Failed(message)
-
-
-__all__ = ["Failed", "World", "expect", "pods", "url"]

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods of the mesh reach each other through their proxies, in each family; others are left alone."""
-import api
 import pods
 from world import expect, url
 
@@ -63,6 +62,3 @@ def check(world, source, address, hops, answered_by):
 def added_capabilities(pod):
     containers = pod["spec"]["containers"] + pod["spec"].get("initContainers", [])
     return {name for container in containers for name in container.get("securityContext", {}).get("capabilities", {}).get("add", [])}
-
-
-__all__ = ["TITLE", "api", "check_traffic", "run"]

@@ -19,8 +19,8 @@ def run(world, say):
     say(f"{event['type']} {event['reason']}: {event['message']}")
     expect(VALUE in event["message"], f"the value {VALUE} is not said")
     expect(event["type"] == "Warning", "it is no warning")
-    kubelet = [item for item in world.api.events("bad", "shop") if item["reason"] == "FailedCreatePodSandBox"]
-    expect(any(KEY in item["message"] for item in kubelet), "the kubelet's event does not say it")
+    wait_for("the kubelet's event to say it too", 60, lambda: any(
+        item["reason"] == "FailedCreatePodSandBox" and KEY in item["message"] for item in world.api.events("bad", "shop")))
     expect(world.api.pod("bad", "shop")["status"]["phase"] == "Pending", "the pod started")
     world.delete("bad")
     good, = world.start(pods.sidecar("shop", "bad", annotations={KEY: "3306"}))
