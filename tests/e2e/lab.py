@@ -117,7 +117,8 @@ class Lab:
         return [layout.node_name(number) for number in range(1, self.node_count + 1)]
 
     def wait_ready(self, seconds=120):
-        logs = [self.state / "logs" / name for name in ("cluster.log", "kube-apiserver.log", "n1.log", "n1/kubelet.log", "n1/containerd.log")]
+        names = ("cluster.log", "kube-apiserver.log", "n1.log", "n1/kubelet.log", "n1/containerd.log")
+        logs = [self.state / "logs" / name for name in names]
 
         def ready():
             if children_gone(self.init):

@@ -7,7 +7,6 @@ import statistics
 import time
 from datetime import datetime
 
-import load
 import pods
 from supervise import wait_for
 from world import expect
@@ -71,18 +70,17 @@ def interleaved(world, kind):
     for number in range(PODS):
         for node in world.lab.nodes():
             name = f"{kind}-{number}-{node}"
-            pod = load.small_pod(name, node, NAMESPACE)
-            # No validation: it would not pass on n2.
-            pod["spec"]["containers"] = pods.plain(name, NAMESPACE)["spec"]["containers"]
-            pod["spec"]["containers"][0]["name"] = "istio-proxy"
-            if kind == "plain":
-                pod = pods.plain(name, NAMESPACE, node=node, grace=0)
+            mesh = kind == "mesh"
+            pod = pods.sidecar(name, NAMESPACE, node=node, grace=0) if mesh else pods.plain(name, NAMESPACE, node=node, grace=0)
+            # Nothing but a sandbox and a container: validation would not pass on n2, and a proxy would be most of the CPU.
+            pod["spec"] |= {"initContainers": [], "containers": [
+                {"name": "istio-proxy" if mesh else "app", "image": pods.POD, "command": ["sleep", "3600"]}]}
             before = cpu(world, node)
             world.start(pod)
             spent[node] += cpu(world, node) - before
             world.api.delete_pod(NAMESPACE, name)
-    return {node: statistics.median(sandbox_seconds(world, node, f"{kind}-")) for node in spent}, {
-        node: value / PODS for node, value in spent.items()}
+    medians = {node: statistics.median(sandbox_seconds(world, node, f"{kind}-")) for node in spent}
+    return medians, {node: value / PODS for node, value in spent.items()}
 
 
 def cpu(world, node):
@@ -137,7 +135,8 @@ def memory(world):
         agent = next(pod for pod in world.agents() if pod["spec"]["nodeName"] == "n1")
         pid = world.pid("n1", agent["status"]["containerStatuses"][0]["containerID"])
         status = world.lab.node("n1", "cat", f"/proc/{pid}/status")
-        group = world.lab.node("n1", "sh", "-c", f"cat /sys/fs/cgroup/memory/$(grep :memory: /proc/{pid}/cgroup | cut -d: -f3)/memory.usage_in_bytes")
+        script = f"cat /sys/fs/cgroup/memory/$(grep :memory: /proc/{pid}/cgroup | cut -d: -f3)/memory.usage_in_bytes"
+        group = world.lab.node("n1", "sh", "-c", script)
         world.api.request("DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods?gracePeriodSeconds=0")
     finally:
         world.lab.release("kubelet", "n1")
