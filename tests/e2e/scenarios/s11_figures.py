@@ -92,11 +92,11 @@ def cpu(world, node):
 def sandbox_seconds(world, node, prefix):
     """From containerd's log: how long it worked on the sandbox of each pod."""
     begun, times = {}, []
-    pattern = re.compile(r'time="([^"]+)".*RunPodSandbox for .*?Name:([^,]+),.*?(returns sandbox id)?"?$')
+    pattern = re.compile(r'time="([^"]{26})[^"]*" .*RunPodSandbox for name:\\"([^\\]+)')
     for line in (world.lab.state / "logs" / node / "containerd.log").read_text(encoding="utf-8").splitlines():
-        match = pattern.search(line)
+        match = pattern.match(line)
         if match and match[2].startswith(prefix):
-            moment = datetime.fromisoformat(match[1].replace("Z", "+00:00")[:26].rstrip("+") + "+00:00")
+            moment = datetime.fromisoformat(match[1])
             if "returns sandbox id" in line:
                 times.append((moment - begun[match[2]]).total_seconds())
             else:
