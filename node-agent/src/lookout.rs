@@ -18,7 +18,7 @@ use redirect::{Decision, decide};
 use serde::{Deserialize, Serialize};
 
 use crate::pods::Entry;
-use crate::policy::Policy;
+use crate::policy::{Mode, Policy};
 
 /// The file that says since when pods of this node have records.
 const FILE: &str = "since";
@@ -97,6 +97,10 @@ impl Lookout {
     /// Whether `entry` is a pod to tell of, for the first time; `has_record` says whether a pod of this uid has one.
     pub(crate) fn see(&mut self, entry: &Entry, has_record: impl FnOnce(&str) -> bool) -> bool {
         let Some(uid) = entry.pod.metadata.uid.as_deref() else { return false };
+        // Nobody is redirected then.
+        if self.policy.mode == Mode::Observe {
+            return false;
+        }
         let runs = entry.addressed && !entry.terminating && !entry.host_network && self.since.covers(entry);
         if !runs || !self.is_ours(entry) || self.told.contains(uid) || has_record(uid) {
             return false;
@@ -178,6 +182,13 @@ mod tests {
             assert!(!lookout.see(&entry, |_| false), "case {number}");
         }
         assert!(lookout.see(&entry("a"), |_| false));
+    }
+
+    #[test]
+    fn an_agent_that_observes_tells_of_nobody() {
+        let policy = Policy { mode: Mode::Observe, ..Policy::default() };
+        let mut lookout = Lookout::new(Since::Install(100), policy, Vec::new());
+        assert!(!lookout.see(&entry("a"), |_| false));
     }
 
     #[test]

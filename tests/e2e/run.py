@@ -47,7 +47,7 @@ class Runner:
                            crash_image=self.options.image, audit=True)
             try:
                 lab.up()
-                self.world = World(lab)
+                self.world = World(lab, smoke="smoke" in self.options.scenarios)
             except BaseException:
                 self.forget(lab, failed=True)
                 raise

@@ -24,8 +24,9 @@ class Failed(Exception):
 class World:
     """A running lab, and what was installed into it."""
 
-    def __init__(self, lab):
+    def __init__(self, lab, smoke):
         self.lab = lab
+        self.smoke = smoke  # the quicker half of what takes minutes
         lab.enter()
         self.api = api.Api(lab.state / "pki")
         self.installed = None  # (shape, tag, ...)

@@ -100,8 +100,8 @@ settings! {
         "the same for the labels of their namespaces, which are watched then";
     DAEMONSET_NAME: "daemonset-name", ["DAEMONSET_NAME"], Text, "istio-cni-node",
         "the agent's own DaemonSet in `POD_NAMESPACE`: when it is gone or being deleted at the agent's end, the node is cleaned up";
-    STOP_SECONDS: "stop-decision-seconds", ["STOP_DECISION_SECONDS"], Number, "4",
-        "how long the agent may ask at its end whether the stop is an uninstall, 0 (never) to 25; less than the grace period";
+    STOP_SECONDS: "stop-decision-seconds", ["STOP_DECISION_SECONDS"], Number, "20",
+        "how long the agent may ask at its end whether the stop is an uninstall, 0 (never) to 25; an agent that is killed before it knows removes nothing";
     AMBIENT_ENABLED: "ambient-enabled", ["AMBIENT_ENABLED"], Bool, "false",
         "not served yet: while true, sidecars are redirected as ever, and the agent stays not ready with `ambient_not_supported`";
     LOG_OUTPUT_LEVEL: "log_output_level", [], Text, "",
