@@ -121,7 +121,7 @@ CASES = [
     ("rollingMaxUnavailable", "25%", {
         DS + "spec.updateStrategy.rollingUpdate.maxSurge": ABSENT,
         DS + "spec.updateStrategy.rollingUpdate.maxUnavailable": "25%"}),
-    ("terminationGracePeriodSeconds", 5, {POD + "terminationGracePeriodSeconds": 5}),
+    ("terminationGracePeriodSeconds", 5, {POD + "terminationGracePeriodSeconds": 5, SET + "STOP_DECISION_SECONDS": "4"}),
     ("terminationGracePeriodSeconds", 3, {POD + "terminationGracePeriodSeconds": 3, SET + "STOP_DECISION_SECONDS": "2"}),
     ("terminationGracePeriodSeconds", 0, {POD + "terminationGracePeriodSeconds": 0, SET + "STOP_DECISION_SECONDS": "0"}),
     ("affinity.nodeAffinity", NODES, {
