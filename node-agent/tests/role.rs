@@ -7,6 +7,7 @@ mod common;
 
 use std::fs;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,10 +61,14 @@ impl Stream {
     }
 }
 
-/// What is in the run directory.
+/// The sockets in the run directory.
 fn names(dir: &Dir) -> Vec<String> {
-    let mut names: Vec<_> =
-        fs::read_dir(dir.run()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = fs::read_dir(dir.run())
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .filter(|entry| entry.file_type().unwrap().is_socket())
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -293,7 +298,7 @@ fn an_accepted_add_is_answered_before_the_end() {
 #[test]
 fn names_of_agents_that_were_killed_are_swept_and_those_of_living_ones_are_not() {
     let dir = Dir::new();
-    let names = || fs::read_dir(dir.run()).unwrap().count();
+    let names = || names(&dir).len();
     drop(Agent::start(&dir));
     let _living = Agent::start(&dir);
     // Two public names, and three of each agent.

@@ -164,7 +164,7 @@ fn status_and_pods_say_what_the_agent_does_and_what_became_of_each_sandbox() {
     assert_eq!((&status["holds_socket"], &status["ready"]), (&true.into(), &true.into()), "{status}");
     assert_eq!((&status["rules_form"], &status["pid"]), (&"inet".into(), &agent.child.id().into()));
     assert_eq!(status["counters"]["waylay_adds_total{result=\"done\",reason=\"programmed\"}"], 1.0);
-    assert_eq!(status["config"]["settings"]["ipv6_policy"], "drop");
+    assert_eq!(status["config"]["settings"]["policy"]["ipv6"], "drop");
     assert_eq!(status["config"]["given"]["ipv6-policy"], "--ipv6-policy");
     assert_eq!(status["config"]["without_effect"]["repair-enabled"]["value"], "true");
     let printed = text(&command(&["status"], &[("CNI_AGENT_RUN_DIR", dir.run().to_str().unwrap())]).stdout);

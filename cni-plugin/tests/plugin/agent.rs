@@ -11,7 +11,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use crate::harness::{Caller, FakeAgent, Received, RunDir, Step, TestNetns, answer, bound, done, finish};
 
 const OK: &str = "{\"cniVersion\":\"1.0.0\"}\n";
-const LOOK: &str = "see the istio-cni-node pod on this node and its log";
+const LOOK: &str = "see the istio-cni-node pod on this node and its log, or, if there is to be none any more, run node-cleanup.sh on the node";
 
 fn call(verb: &str, dir: &RunDir, netns: &TestNetns, more: &str) -> Caller {
     Caller::new(verb, dir.config(more)).with("CNI_NETNS", &netns.path())
