@@ -68,8 +68,9 @@ class World:
         else:
             self.lab.kubectl("delete", "--ignore-not-found", "--timeout=60s", "-f", HERE / "manifests" / f"{shape}.yaml", timeout=90)
 
-    def wait_clean(self, when, seconds=60):
-        """Until the directories of all nodes are as they were before anything was installed."""
+    def wait_clean(self, when, seconds=150):
+        """Until the directories of all nodes are as they were before anything was installed. (After the API server was away, the
+        cluster takes 40 s before it deletes the pods of a DaemonSet.)"""
         for node, tree in self.before.items():
             try:
                 wait_for("clean directories", seconds, lambda node=node, tree=tree: self.tree(node) == tree)
