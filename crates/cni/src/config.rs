@@ -314,6 +314,7 @@ mod tests {
             (r#""exclude_namespaces":[1]"#, "exclude_namespaces [1]", "an array of strings"),
             (r#""pod_namespace":7"#, "pod_namespace 7", "a string"),
             (r#""ambient_enabled":"true""#, "ambient_enabled \"true\"", "true or false"),
+            (r#""observe":"yes""#, "observe \"yes\"", "true or false"),
             (r#""cni_agent_run_dir":[]"#, "cni_agent_run_dir []", "a string"),
             (r#""plugin_log_level":{}"#, "plugin_log_level {}", "a string"),
             (r#""agent_deadline_seconds":0"#, "agent_deadline_seconds 0", seconds),

@@ -180,6 +180,29 @@ fn all_that_is_wrong_is_said_at_once_by_the_name_that_was_used() {
 }
 
 #[test]
+fn a_policy_that_cannot_be_used_is_said_once_with_what_can() {
+    let selector =
+        "use a label selector with matchLabels or matchExpressions that does not select everything";
+    let env = [
+        ("MODE", "dry-run"),
+        ("RUNTIME_CLASS_POLICY", "deny"),
+        ("EXCLUDE_POD_SELECTOR", "app=a"),
+        ("EXCLUDE_NAMESPACE_SELECTOR", "{}"),
+        ("STOP_DECISION_SECONDS", "26"),
+    ];
+    assert_eq!(
+        resolve(&[], &env).unwrap_err(),
+        [
+            "MODE \"dry-run\": use redirect or observe".to_owned(),
+            "RUNTIME_CLASS_POLICY \"deny\": use report or refuse".to_owned(),
+            format!("EXCLUDE_POD_SELECTOR \"app=a\": {selector}"),
+            format!("EXCLUDE_NAMESPACE_SELECTOR \"{{}}\": {selector}"),
+            "STOP_DECISION_SECONDS \"26\": use a whole number of seconds, 0 to 25".to_owned(),
+        ]
+    );
+}
+
+#[test]
 fn both_spellings_of_older_charts_are_read_and_the_template_of_the_oldest() {
     let namespaces = |env: &[(&str, &str)]| install(&[], env).entry.exclude_namespaces;
     let template =
