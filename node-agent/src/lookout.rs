@@ -94,14 +94,17 @@ impl Lookout {
         Self { since, policy, excluded_namespaces, told: HashSet::new() }
     }
 
-    /// Whether `entry` is a pod to tell of, for the first time; `has_record` says whether a pod of this uid has one.
+    /// Whether `entry` is a pod to tell of, for the first time; `has_record` says whether the sandbox of a pod of this uid has
+    /// one, or had one and is gone.
     pub(crate) fn see(&mut self, entry: &Entry, has_record: impl FnOnce(&str) -> bool) -> bool {
         let Some(uid) = entry.pod.metadata.uid.as_deref() else { return false };
         // Nobody is redirected then.
         if self.policy.mode == Mode::Observe {
             return false;
         }
-        let runs = entry.addressed && !entry.terminating && !entry.host_network && self.since.covers(entry);
+        // Of a pod that ends or starts again, the record goes with the sandbox, and the status says later that it does not run.
+        let ends = entry.terminating || entry.finished || entry.last_container.is_none();
+        let runs = entry.addressed && !ends && !entry.host_network && self.since.covers(entry);
         if !runs || !self.is_ours(entry) || self.told.contains(uid) || has_record(uid) {
             return false;
         }
@@ -135,6 +138,7 @@ mod tests {
         Entry {
             pod: serde_json::from_value(pod).unwrap(),
             terminating: false,
+            finished: false,
             addressed: true,
             host_network: false,
             started: Some(200),
@@ -163,8 +167,10 @@ mod tests {
     fn what_need_not_have_a_record_is_not_told_of() {
         let mut lookout = lookout(Since::Install(100));
         type Change = fn(&mut Entry);
-        let cases: [Change; 9] = [
+        let cases: [Change; 11] = [
             |e| e.terminating = true,
+            |e| e.finished = true,
+            |e| e.last_container = None,
             |e| e.addressed = false,
             |e| e.host_network = true,
             |e| e.started = Some(100),

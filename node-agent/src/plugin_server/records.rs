@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use agent_api::Sandbox;
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,8 @@ pub(crate) struct Records {
     /// Nowhere: in memory only.
     dir: Option<PathBuf>,
     by_file: HashMap<String, Record>,
+    /// When the last sandbox of a pod ended, by uid, in seconds since 1970.
+    ended: HashMap<String, i64>,
     recent: Recent,
 }
 
@@ -120,6 +122,13 @@ impl Records {
     pub(crate) fn remove(&mut self, sandbox: &Sandbox) {
         let Some(file) = file(sandbox) else { return };
         self.by_file.remove(&file);
+        if let Some(uid) = &sandbox.uid {
+            if self.ended.len() >= LIMIT {
+                self.ended.clear();
+            }
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+            self.ended.insert(uid.clone(), i64::try_from(now).unwrap_or(i64::MAX));
+        }
         if let Some(dir) = &self.dir {
             let _ = fs::remove_file(dir.join(file));
         }
@@ -144,10 +153,17 @@ impl Records {
         self.by_file.values().any(is_it) || (self.load().is_ok() && self.by_file.values().any(is_it))
     }
 
+    /// Whether what ran in the pod `uid` at `time` (seconds since 1970) ended with a sandbox whose DEL came: the pod's
+    /// status tells of that later.
+    pub(crate) fn has_ended(&self, uid: &str, time: Option<i64>) -> bool {
+        self.ended.get(uid).is_some_and(|ended| time <= Some(*ended))
+    }
+
     /// Remove the records of pods that are not there any more, whose DEL never came.
     pub(crate) fn sweep(&mut self, is_there: impl Fn(&str) -> bool) {
         let Some(dir) = self.dir.clone() else { return };
         let _ = self.load();
+        self.ended.retain(|uid, _| is_there(uid));
         self.by_file.retain(|file, record| {
             let path = dir.join(file);
             let keep = record.uid.is_empty() || is_there(&record.uid) || old(&path) == Some(false);
@@ -256,6 +272,15 @@ mod tests {
         records.remove(&a);
         assert!(!records.redirected(&a) && !records.has_pod("1", ("n", "pod-a")));
         assert_eq!(dir.files(), ["b,eth0"]);
+    }
+
+    #[test]
+    fn what_ran_before_its_sandbox_ended_is_told_from_what_was_started_after() {
+        let mut records = Records::default();
+        records.remove(&sandbox("a", Some("1")));
+        let now = records.ended["1"];
+        assert!(records.has_ended("1", None) && records.has_ended("1", Some(now)));
+        assert!(!records.has_ended("1", Some(now + 1)) && !records.has_ended("2", Some(now)));
     }
 
     #[test]

@@ -35,6 +35,7 @@ struct PodSpec {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Status {
+    phase: Option<String>,
     #[serde(rename = "podIP")]
     pod_ip: Option<String>,
     start_time: Option<Time>,
@@ -67,6 +68,8 @@ pub(crate) struct Entry {
     pub(crate) pod: Pod,
     /// Whether it is being deleted.
     pub(crate) terminating: bool,
+    /// Whether it has ended for good: its sandbox goes before it does.
+    pub(crate) finished: bool,
     /// Whether it has an address: a sandbox was made for it already.
     pub(crate) addressed: bool,
     /// Whether it lives in the node's own network namespace, for which no plugin is called.
@@ -130,6 +133,7 @@ impl From<PodObject> for Entry {
                 spec: spec.without_unread(),
             },
             terminating: metadata.deletion_timestamp.is_some(),
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             addressed: status.pod_ip.is_some_and(|address| !address.is_empty()),
             host_network,
             started: status.start_time.as_ref().map(seconds),
@@ -175,7 +179,7 @@ mod tests {
         }))
         .unwrap();
         let entry = Entry::from(object);
-        assert!(entry.terminating && entry.addressed);
+        assert!(entry.terminating && entry.addressed && !entry.finished);
         assert_eq!(entry.mirror_of.as_deref(), Some("hash"));
         let begin = entry.started.unwrap();
         assert_eq!((entry.last_container, entry.host_network), (Some(begin + 5), false));
@@ -192,6 +196,21 @@ mod tests {
         let object: PodObject =
             serde_json::from_value(json!({"metadata": {"name": "a", "namespace": "n"}})).unwrap();
         let entry = Entry::from(object);
-        assert!(!entry.terminating && !entry.addressed && entry.mirror_of.is_none());
+        assert!(!entry.terminating && !entry.addressed && !entry.finished && entry.mirror_of.is_none());
+    }
+
+    #[test]
+    fn a_pod_that_succeeded_or_failed_is_finished() {
+        let finished = |phase| {
+            Entry::from(
+                serde_json::from_value::<PodObject>(json!({"metadata": {}, "status": {"phase": phase}}))
+                    .unwrap(),
+            )
+            .finished
+        };
+        assert_eq!(
+            ["Pending", "Running", "Unknown", "Succeeded", "Failed"].map(finished),
+            [false, false, false, true, true]
+        );
     }
 }

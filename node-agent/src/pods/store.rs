@@ -146,6 +146,7 @@ mod tests {
                 ..Pod::default()
             },
             terminating: false,
+            finished: false,
             addressed: false,
             host_network: false,
             started: None,
