@@ -32,7 +32,7 @@ fn of_the_agent() -> BTreeSet<String> {
     }
     let program = fs::read_to_string(server.join("program.rs")).unwrap();
     codes.extend(program.split('"').skip(1).step_by(2).filter(|text| is_code(text)).map(str::to_owned));
-    for name in ["plugin_server/handler.rs", "leave.rs", "app.rs"] {
+    for name in ["plugin_server/handler.rs", "leave.rs", "app.rs", "install.rs", "pod_source.rs"] {
         codes.extend(named_in(&server.join("..").join(name)));
     }
     codes
@@ -42,11 +42,20 @@ fn of_the_agent() -> BTreeSet<String> {
 fn named_in(file: &Path) -> Vec<String> {
     let source = fs::read_to_string(file).unwrap();
     let production = source.split("#[cfg(test)]").next().unwrap();
-    ["Pass(\"", "Keep(\"", "Uninstall(\"", "Unclear(\"", "Unauthorized(\"", "then_some(\"", "uid) = (\""]
-        .into_iter()
-        .flat_map(|before| production.split(before).skip(1))
-        .map(|after| after.split('"').next().unwrap().to_owned())
-        .collect()
+    [
+        "Pass(\"",
+        "Keep(\"",
+        "Uninstall(\"",
+        "Unclear(\"",
+        "Unauthorized(\"",
+        "then_some(\"",
+        "uid) = (\"",
+        "reason = \"",
+    ]
+    .into_iter()
+    .flat_map(|before| production.split(before).skip(1))
+    .map(|after| after.split('"').next().unwrap().to_owned())
+    .collect()
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,6 @@ use agent_api::PROTOCOL;
 use agent_api::netns::Netns;
 use anyhow::{Context as _, Result, anyhow};
 use kube::Client;
-use redirect::Metadata;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -25,17 +24,15 @@ use tokio::time::{sleep, timeout};
 use crate::capabilities;
 use crate::install;
 use crate::leave::{self, Stop};
-use crate::lookout::{Lookout, Since};
 use crate::observability::admin::{Endpoint, Place, serve, serve_socket};
 use crate::observability::admin_socket::AdminSocket;
-use crate::observability::events::{Events, Said};
 use crate::observability::metrics::Metrics;
 use crate::observability::readiness::{Blocker, Readiness};
 use crate::observability::view::View;
 use crate::plugin_server::{self, Handler, Lost, Names, Records, Sockets};
-use crate::pods::{self, Cluster, Directory, PodSource, Seen, Watching};
+use crate::pod_source::{Source, alarm, pod_source};
 use crate::pool::{Closer, Pool, QUEUE, THREADS};
-use crate::settings::{Effective, InstallSettings, Place as SettingsPlace, PodPlace, Settings};
+use crate::settings::{Effective, InstallSettings, Place as SettingsPlace, Settings};
 
 /// How long accepted requests may take to end after the signal.
 const ENDING: Duration = Duration::from_secs(5);
@@ -200,6 +197,7 @@ fn start(
         let _ = synced.send(());
     })
     .context("start the pod source")?;
+    let alarm = alarm(settings, runtime, Arc::clone(&pods), events.clone());
     let handler = Arc::new(Handler {
         versions: PROTOCOL,
         own_netns: Netns::own()
@@ -222,7 +220,12 @@ fn start(
         let may_write = move || !ending.load(Ordering::Acquire) && names.are_ours();
         let had_role = Arc::clone(&had_role);
         let had_a_turn = move || had_role.load(Ordering::Acquire);
-        install::keep(installer, may_write, had_a_turn, Arc::clone(&view.readiness), Arc::clone(metrics))
+        let told = install::Told {
+            readiness: Arc::clone(&view.readiness),
+            metrics: Arc::clone(metrics),
+            alarm: Box::new(alarm),
+        };
+        install::keep(installer, may_write, had_a_turn, told)
     });
     let watch = watch.transpose().context("start the installer")?;
     let held = {
@@ -236,78 +239,6 @@ fn start(
     };
     let lost = start_role(&names, ending, &view.readiness, pods_synced, held).context("start the role")?;
     Ok(Started { sockets, names, handler, client, lost })
-}
-
-/// Where pods are known from, and what comes with it.
-struct Source {
-    pods: Arc<dyn PodSource>,
-    events: Events,
-    client: Option<Client>,
-}
-
-fn pod_source(
-    settings: &Settings,
-    was_installed: bool,
-    runtime: &Handle,
-    view: &View,
-    synced: impl FnOnce() + Send + 'static,
-) -> io::Result<Source> {
-    let metrics = &view.metrics;
-    let node = match &settings.pods {
-        PodPlace::Directory(path) => {
-            let pods = Arc::new(Directory::watch(path.clone(), metrics.bad_manifests.clone(), synced)?);
-            return Ok(Source { pods, events: Events::none(Arc::clone(metrics)), client: None });
-        }
-        PodPlace::Node(node) => node.clone(),
-    };
-    // The client's connections belong to the event loop.
-    let _entered = runtime.enter();
-    let client = pods::client(metrics)?;
-    let events = Events::start(client.clone(), node.clone(), runtime, Arc::clone(metrics));
-    let watching = Watching {
-        node,
-        namespaces: !settings.policy.excluded_namespaces.is_empty(),
-        seen: Box::new(look_out(settings, was_installed, view, events.clone())?),
-        synced: Box::new(synced),
-    };
-    let pods = Arc::new(Cluster::watch(client.clone(), runtime, Arc::clone(metrics), watching));
-    Ok(Source { pods, events, client: Some(client) })
-}
-
-/// Tells of pods that run without redirection, and drops the records of those that are gone.
-fn look_out(
-    settings: &Settings,
-    was_installed: bool,
-    view: &View,
-    events: Events,
-) -> io::Result<impl FnMut(Seen<'_>) + Send + use<>> {
-    let since = Since::load(&settings.run_dir, was_installed)?;
-    let excluded = settings.install.entry.exclude_namespaces.clone();
-    let mut lookout = Lookout::new(since, settings.policy.clone(), excluded);
-    let (records, metrics) = (Arc::clone(&view.records), Arc::clone(&view.metrics));
-    Ok(move |seen: Seen<'_>| {
-        let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = match seen {
-            Seen::List(uids) => return records.sweep(|uid| uids.contains(uid)),
-            Seen::Pod(entry) => entry,
-        };
-        let Metadata { namespace, name, uid, .. } = &entry.pod.metadata;
-        if !lookout.see(entry, |uid| records.has_pod(uid, (namespace, name))) {
-            return;
-        }
-        let (reason, uid) = ("started_unredirected", uid.clone().unwrap_or_default());
-        let message = "the pod is of the mesh and was started without the agent: its traffic goes past its proxy; delete \
-                       the pod to have it started anew";
-        metrics.bypass(reason);
-        tracing::error!(reason, pod.namespace = namespace, pod.name = name, pod.uid = uid, "{message}");
-        events.say(Said {
-            namespace: namespace.clone(),
-            name: name.clone(),
-            uid,
-            reason,
-            message: message.to_owned(),
-        });
-    })
 }
 
 /// Take the public names as soon as an ADD could be answered. What comes out is why that became impossible.

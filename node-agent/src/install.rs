@@ -14,6 +14,16 @@ use crate::observability::metrics::Metrics;
 use crate::observability::readiness::{Blocker, Readiness};
 use crate::settings::{InstallSettings, Place};
 
+/// Who is told how the node stands.
+pub(crate) struct Told {
+    /// What makes the agent ready.
+    pub(crate) readiness: Arc<Readiness>,
+    /// The metrics.
+    pub(crate) metrics: Arc<Metrics>,
+    /// Given a reason code and a message whenever a person must come.
+    pub(crate) alarm: Box<dyn Fn(&'static str, String) + Send>,
+}
+
 /// Keep the node as `installer` says for as long as `may_write`, and tell how it stands. Until the first turn, which
 /// `had_a_turn` tells, that is unknown.
 ///
@@ -23,13 +33,12 @@ pub(crate) fn keep(
     installer: Installer,
     may_write: impl Fn() -> bool + Send + Sync + 'static,
     had_a_turn: impl Fn() -> bool + Send + 'static,
-    readiness: Arc<Readiness>,
-    metrics: Arc<Metrics>,
+    told: Told,
 ) -> io::Result<Watch> {
-    let mut told = Health::default();
+    let mut before = Health::default();
     Watch::start(installer.while_allowed(may_write), move |health| {
-        tell(&told, health, had_a_turn(), &readiness, &metrics);
-        told = health.clone();
+        told.tell(&before, health, had_a_turn());
+        before = health.clone();
     })
 }
 
@@ -73,49 +82,67 @@ pub(crate) fn uninstall(settings: &InstallSettings, leaving: Leaving) -> Result<
     installer(settings).map_err(lines)?.remove(leaving).map_err(lines)
 }
 
-fn tell(told: &Health, health: &Health, had_a_turn: bool, readiness: &Readiness, metrics: &Metrics) {
-    // An agent that stands by has nothing to put in place: the one that holds the role does.
-    match health.blockers.iter().find(|blocker| blocker.kind != Kind::NotHolder) {
-        Some(blocker) => readiness.block(Blocker::Install, &blocker.to_string()),
-        None if !health.is_ready() && (health.blockers.is_empty() || !had_a_turn) => {}
-        None => readiness.clear(Blocker::Install),
-    }
-    for blocker in health.blockers.iter().filter(|blocker| !told.blockers.contains(blocker)) {
-        match blocker.kind {
-            Kind::NotHolder => tracing::debug!("{blocker}"),
-            _ => tracing::warn!(reason = "not_installed", "{blocker}"),
+impl Told {
+    fn tell(&self, before: &Health, health: &Health, had_a_turn: bool) {
+        let Self { readiness, metrics, alarm } = self;
+        // An agent that stands by has nothing to put in place: the one that holds the role does.
+        match health.blockers.iter().find(|blocker| blocker.kind != Kind::NotHolder) {
+            Some(blocker) => readiness.block(Blocker::Install, &blocker.to_string()),
+            None if !health.is_ready() && (health.blockers.is_empty() || !had_a_turn) => {}
+            None => readiness.clear(Blocker::Install),
         }
-    }
-    if let Some(report) = &health.report {
-        if told.report.as_ref().is_none_or(|old| old.changed != report.changed || old.file != report.file) {
-            tracing::info!(file = %report.file.display(), changed = ?report.changed, "in place");
+        for blocker in health.blockers.iter().filter(|blocker| !before.blockers.contains(blocker)) {
+            match blocker.kind {
+                Kind::NotHolder => tracing::debug!("{blocker}"),
+                _ => tracing::warn!(reason = "not_installed", "{blocker}"),
+            }
         }
-        let known = |notice| told.report.as_ref().is_some_and(|old| old.notices.contains(notice));
-        for notice in report.notices.iter().filter(|notice| !known(notice)) {
-            tracing::warn!(reason = "install_notice", "{notice}");
+        if let Some(report) = &health.report {
+            if before
+                .report
+                .as_ref()
+                .is_none_or(|old| old.changed != report.changed || old.file != report.file)
+            {
+                tracing::info!(file = %report.file.display(), changed = ?report.changed, "in place");
+            }
+            let known = |notice| before.report.as_ref().is_some_and(|old| old.notices.contains(notice));
+            for notice in report.notices.iter().filter(|notice| !known(notice)) {
+                tracing::warn!(reason = "install_notice", "{notice}");
+            }
         }
-    }
-    if health.polling && !told.polling {
-        tracing::warn!("the kernel grants no file watch; the directories are looked at every two seconds");
-    }
-    let ready = health.is_ready();
-    metrics.install_ready.set(i64::from(ready));
-    if ready && !told.is_ready() {
-        metrics.install("SUCCESS");
-    }
-    for blocker in health.blockers.iter().filter(|blocker| !told.blockers.contains(blocker)) {
-        if blocker.kind == Kind::Refused {
-            let binary = blocker.path.file_name().is_some_and(|name| *name == *cni::conflist::TYPE);
-            metrics.install(if binary { "COPY_BINARIES_FAILURE" } else { "CREATE_CNI_CONFIG_FAILURE" });
+        if health.polling && !before.polling {
+            tracing::warn!(
+                "the kernel grants no file watch; the directories are looked at every two seconds"
+            );
         }
-    }
-    metrics.install_restored.inc_by(health.restored.saturating_sub(told.restored));
-    metrics.install_fight.set(i64::from(health.fight.is_some()));
-    if health.fight.is_some() && told.fight.is_none() {
-        tracing::error!(
-            reason = "install_fight",
-            fight = ?health.fight,
-            "somebody takes our entry out of the CNI configuration again and again"
-        );
+        let ready = health.is_ready();
+        metrics.install_ready.set(i64::from(ready));
+        if ready && !before.is_ready() {
+            metrics.install("SUCCESS");
+        }
+        for blocker in health.blockers.iter().filter(|blocker| !before.blockers.contains(blocker)) {
+            if blocker.kind == Kind::Refused {
+                let binary = blocker.path.file_name().is_some_and(|name| *name == *cni::conflist::TYPE);
+                metrics.install(if binary { "COPY_BINARIES_FAILURE" } else { "CREATE_CNI_CONFIG_FAILURE" });
+            }
+        }
+        metrics.install_restored.inc_by(health.restored.saturating_sub(before.restored));
+        metrics.install_fight.set(i64::from(health.fight.is_some()));
+        if let Some(fight) = &health.fight
+            && before.fight.is_none()
+        {
+            let place = health.report.as_ref().map_or_else(
+                || "the CNI configuration".to_owned(),
+                |report| report.file.display().to_string(),
+            );
+            let restored = fight.restored;
+            let reason = "install_fight";
+            let message = format!(
+                "something on the node takes our entry out of {place} again and again (restored {restored} times): pods that \
+             start meanwhile may go past their proxy; find who writes there, and have it leave the files of others alone"
+            );
+            tracing::error!(reason, restored, pause = ?fight.pause, "{message}");
+            alarm(reason, message);
+        }
     }
 }

@@ -10,6 +10,7 @@ mod leave;
 mod lookout;
 mod observability;
 mod plugin_server;
+mod pod_source;
 mod pods;
 mod policy;
 mod pool;

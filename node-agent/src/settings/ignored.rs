@@ -66,7 +66,6 @@ ignored! {
     "", ["HOST_PROBE_SNAT_IPV6"], Text, AMBIENT;
     "", ["SYSTEM_NAMESPACE"], Text, AMBIENT;
     "", ["REVISION"], Text, AMBIENT;
-    "", ["POD_NAME"], Text, SELF;
     "", ["CURRENT_AGENT_VERSION"], Text, SELF;
     "", ["KUBERNETES_SERVICE_PROTOCOL"], Text, API;
     "kube-ca-file", ["KUBE_CA_FILE"], Text, KUBECONFIG;

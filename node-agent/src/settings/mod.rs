@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) policy: Policy,
     /// When a stop is an uninstall.
     pub(crate) leave: LeaveSettings,
+    /// The agent's own pod, in the namespace of its DaemonSet; empty: events about the node go nowhere.
+    pub(crate) pod_name: String,
     /// Whether ambient mode is asked for.
     pub(crate) ambient_enabled: bool,
     /// As given: `scope:level,…`.
@@ -111,6 +113,7 @@ impl Settings {
                     |seconds| u64::try_from(seconds).ok().filter(|seconds| *seconds <= 25),
                 ),
             },
+            pod_name: values.text(&table::POD_NAME),
             ambient_enabled: values.bool(&table::AMBIENT_ENABLED),
             log_output_level: values.text(&table::LOG_OUTPUT_LEVEL),
             log_as_json: values.bool(&table::LOG_AS_JSON),

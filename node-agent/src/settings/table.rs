@@ -133,6 +133,8 @@ settings! {
         "template of the 1.12 era, of which only `kubernetes.exclude_namespaces` counts, unless namespaces are given above";
     POD_NAMESPACE: "", ["POD_NAMESPACE"], Text, "",
         "the agent's own namespace, whose `istio-cni-node-*` pods the plugin lets pass";
+    POD_NAME: "", ["POD_NAME"], Text, "",
+        "the agent's own pod, which gets the events about the node";
     AGENT_DEADLINE: "agent-deadline-seconds", ["AGENT_DEADLINE_SECONDS"], Number, "60",
         "how long the plugin waits for the agent at each ADD, 1 to 200";
 }
