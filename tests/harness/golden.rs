@@ -20,7 +20,9 @@ pub struct Golden {
     pub name: &'static str,
     /// Where it is.
     pub dir: PathBuf,
-    /// The pod.
+    /// The pod, as the API server has it.
+    pub document: Value,
+    /// What is read of it.
     pub pod: Pod,
     /// Addresses that the network plugins gave the pod.
     pub addresses: Vec<IpAddr>,
@@ -46,6 +48,7 @@ impl Golden {
         let mut golden = Self {
             name,
             pod: Pod::deserialize(&document).unwrap(),
+            document,
             addresses,
             rows: Vec::new(),
             early: Vec::new(),
