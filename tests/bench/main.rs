@@ -56,6 +56,7 @@ fn main() -> ExitCode {
     }
     if wanted("node") {
         node::measure(&plugin, &agent, &mut report);
+        node::measure_known(&plugin, &agent, &mut report);
     }
     if wanted("life") {
         life::measure(&plugin, &agent, &mut report);

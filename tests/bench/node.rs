@@ -21,6 +21,11 @@ const BATCHES: usize = 30;
 /// late are no leak, and one that loses 1 kB an ADD is seen.
 const FLAT: f64 = 250.0;
 
+/// Pods that a busy node has.
+const KNOWN: usize = 250;
+/// ADDs on a node with one pod, and as many on a node with [`KNOWN`].
+const KNOWN_ADDS: usize = 400;
+
 /// Milliseconds of each call.
 #[derive(Default)]
 struct Times {
@@ -60,6 +65,32 @@ pub(crate) fn measure(plugin: &Path, agent: &Path, report: &mut Report) {
         }
     }
     say(report, times, &memory);
+}
+
+/// Whether the number of pods that the agent knows changes how long an ADD takes: two nodes, called in turn.
+pub(crate) fn measure_known(plugin: &Path, agent: &Path, report: &mut Report) {
+    let nodes = [1, KNOWN].map(|known| {
+        let bench = Bench { netns: Netns::fresh(), plugin, node: Node::new() };
+        let pod = bench.node.sandbox("web-0");
+        for number in 0..known {
+            bench.node.write_mesh_manifest(&pod.namespace, &format!("web-{number}"), &[]);
+        }
+        let agent = bench.start_agent(agent);
+        // In the order in which they are to end.
+        (agent, pod, bench)
+    });
+    // As old as what the plugins before ours take makes it: see LO_AGE in the agent.
+    std::thread::sleep(Duration::from_millis(50));
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..KNOWN_ADDS {
+        for ((_, pod, bench), times) in nodes.iter().zip(&mut times) {
+            let prev_result = bench.node.config()["prevResult"].to_string();
+            times.push(bench.call("ADD", pod).time(&prev_result));
+            pod.nft("delete table inet waylay");
+        }
+    }
+    let [one, many] = times.map(median);
+    report.limited(&format!("ADD with {KNOWN} pods known, p50"), many / one, "x with 1", 1.1);
 }
 
 fn say(report: &mut Report, times: Times, memory: &[f64]) {

@@ -219,11 +219,16 @@ impl Node {
 
     /// Write the manifest of a pod as an injector would have left it, with `annotations` on top.
     pub fn write_mesh_pod(&self, sandbox: &Sandbox, annotations: &[(&str, &str)]) {
+        self.write_mesh_manifest(&sandbox.namespace, &sandbox.name, annotations);
+    }
+
+    /// The same for a pod without a sandbox.
+    pub fn write_mesh_manifest(&self, namespace: &str, name: &str, annotations: &[(&str, &str)]) {
         let mut all: BTreeMap<&str, &str> = annotations.iter().copied().collect();
         all.entry("sidecar.istio.io/status").or_insert("{}");
         self.write_manifest(&json!({
             "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": sandbox.name, "namespace": sandbox.namespace, "annotations": all},
+            "metadata": {"name": name, "namespace": namespace, "annotations": all},
             "spec": {"containers": [
                 {"name": "app", "image": "app"},
                 {"name": "istio-proxy", "image": "proxy", "args": ["proxy", "sidecar"],
