@@ -176,9 +176,14 @@ async fn connection(
     endpoint: Endpoint,
 ) -> hyper::Result<()> {
     let service = service_fn(move |request: Request<Incoming>| {
-        let uri = request.uri();
-        let response = endpoint.answer(request.method(), uri.path(), uri.query());
-        async move { Ok::<_, Infallible>(response) }
+        let endpoint = endpoint.clone();
+        async move {
+            let uri = request.uri();
+            if (endpoint.place, uri.path()) == (Place::Health, "/readyz") {
+                endpoint.view.readiness.settle().await;
+            }
+            Ok::<_, Infallible>(endpoint.answer(request.method(), uri.path(), uri.query()))
+        }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())

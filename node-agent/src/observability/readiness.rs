@@ -4,8 +4,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::metrics::Metrics;
+
+/// How long a question may wait for the start to end. The kubelet waits 1 s for an answer, unless told otherwise.
+const STARTING: Duration = Duration::from_millis(700);
 
 /// What must hold before the agent counts as ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +32,8 @@ pub(crate) struct Readiness {
     checks: Vec<Blocker>,
     left: Mutex<BTreeMap<Blocker, String>>,
     metrics: Arc<Metrics>,
+    /// Whether nothing was left, ever.
+    started: watch::Sender<bool>,
 }
 
 impl Blocker {
@@ -52,15 +61,32 @@ impl Blocker {
 impl Readiness {
     /// Nothing of `checks` holds yet.
     pub(crate) fn new(checks: Vec<Blocker>, metrics: Arc<Metrics>) -> Self {
-        let readiness = Self { checks: checks.clone(), left: Mutex::default(), metrics };
+        let readiness = Self {
+            checks: checks.clone(),
+            left: Mutex::default(),
+            metrics,
+            started: watch::Sender::new(false),
+        };
         checks.into_iter().for_each(|blocker| readiness.block(blocker, blocker.beginning()));
         readiness
     }
 
     /// `blocker` is gone.
     pub(crate) fn clear(&self, blocker: Blocker) {
-        self.lock().remove(&blocker);
+        let mut left = self.lock();
+        left.remove(&blocker);
+        let ready = left.is_empty();
+        drop(left);
         self.metrics.blocked(blocker.name(), false);
+        if ready {
+            self.started.send_replace(true);
+        }
+    }
+
+    /// Wait while the agent starts, but not for long. The start takes 50 ms, and after a refusal the kubelet asks again only
+    /// after its whole period, 10 s unless told otherwise.
+    pub(crate) async fn settle(&self) {
+        let _ = timeout(STARTING, self.started.subscribe().wait_for(|started| *started)).await;
     }
 
     /// `blocker` is there, or there again, for this reason.
@@ -98,6 +124,24 @@ impl Readiness {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_waits_for_the_start_to_end_and_later_for_nothing() {
+        let readiness = Readiness::new(vec![Blocker::Pods, Blocker::Socket], Arc::new(Metrics::new()));
+        let begin = tokio::time::Instant::now();
+        readiness.settle().await;
+        assert_eq!(begin.elapsed(), STARTING);
+        readiness.clear(Blocker::Pods);
+        let clear = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            readiness.clear(Blocker::Socket);
+        };
+        tokio::join!(readiness.settle(), clear);
+        assert_eq!(begin.elapsed(), STARTING + Duration::from_millis(50));
+        readiness.block(Blocker::Socket, "lost");
+        readiness.settle().await;
+        assert_eq!(begin.elapsed(), STARTING + Duration::from_millis(50));
+    }
 
     #[test]
     fn every_check_is_named_with_its_reason_until_it_holds_and_when_it_fails_again() {
