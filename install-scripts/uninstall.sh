@@ -17,7 +17,7 @@ without an agent because of its name. Nodes where it fails are named: run node-c
   --image REF, --cni-conf-dir DIR, --cni-bin-dir DIR
                        taken from the DaemonSet; needed only when it is gone and they are not the defaults
   --timeout SECONDS    for the agents to end, and for all nodes; 180 by default
-  --delete-namespace   the namespace too, with all that is in it
+  --delete-namespace   the namespace too, with all that is in it; one that was gone and is made for this goes in any case
   --dry-run            say what would be done; the cluster is only read
   --help               this text
 
@@ -158,6 +158,18 @@ change wait pod -n "$namespace" -l k8s-app=istio-cni-node --for=delete --timeout
 nodes=$(kube get nodes -l kubernetes.io/os=linux -o 'jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}') ||
     fail "the nodes cannot be listed"
 change delete pod -n "$namespace" -l app.kubernetes.io/name=waylay-cleanup --ignore-not-found --wait=true
+# The agents may have gone with all that the clean-up pods need, too: by Helm while they crashed, or with the namespace.
+is_there() { # KIND NAME [ARGUMENT]...
+    found=$(kube get "$@" --ignore-not-found -o name) || fail "the cluster cannot be asked"
+    [ -n "$found" ]
+}
+if ! is_there namespace "$namespace"; then
+    change create namespace "$namespace" || fail "namespace $namespace cannot be made"
+    change label namespace "$namespace" pod-security.kubernetes.io/enforce=privileged
+    delete_namespace=1
+fi
+is_there serviceaccount istio-cni -n "$namespace" || change create serviceaccount istio-cni -n "$namespace" ||
+    fail "the clean-up pods' ServiceAccount cannot be made"
 number=0
 for node in $nodes; do
     number=$((number + 1))

@@ -257,6 +257,26 @@ fn uninstall_ends_the_agents_then_cleans_each_node_then_removes_the_objects() {
 }
 
 #[test]
+fn uninstall_makes_what_is_gone_and_it_needs_and_takes_it_away_again() {
+    let answers = [
+        ("get namespace istio-cni", 0, ""),
+        ("get serviceaccount istio-cni", 0, ""),
+        ("name=waylay-cleanup -o jsonpath", 0, "Succeeded n1 istio-cni-node-cleanup-1"),
+    ];
+    let cluster = Cluster::new(&answers);
+    cluster.run(SHELLS[0], "uninstall.sh", &[]).with(0);
+    let order = [
+        "create namespace istio-cni",
+        "label namespace istio-cni pod-security.kubernetes.io/enforce=privileged",
+        "create serviceaccount istio-cni -n istio-cni",
+        "apply -f -",
+        "serviceaccount/istio-cni",
+        "delete namespace istio-cni",
+    ];
+    in_order(&cluster.calls(), &order);
+}
+
+#[test]
 fn a_node_that_cannot_be_cleaned_is_named_and_the_objects_stay() {
     let phases = "Succeeded n1 istio-cni-node-cleanup-1\nFailed n2 istio-cni-node-cleanup-2";
     let late = "Succeeded n1 istio-cni-node-cleanup-1\nPending n2 istio-cni-node-cleanup-2";
