@@ -87,7 +87,9 @@ class Lab:
         self.wait_ready()
         if self.multus:
             self.kubectl("apply", "-f", HERE / "manifests/multus.yaml")
-            self.kubectl("rollout", "status", "daemonset/multus", "-n", "kube-system", "--timeout=60s", timeout=70)
+            for node in self.nodes():
+                written = self.state / node / "disk/etc/cni/net.d/00-multus.conf"
+                wait_for(f"Multus to write its configuration on {node}", 60, written.exists, [self.state / "logs" / node / "kubelet.log"])
 
     def programs(self):
         """Where everything is, built if it is missing."""
@@ -146,6 +148,10 @@ class Lab:
         """A command in a node's namespaces. Not for daemons: it is outside the node's control group."""
         return self.run("node", name, *command, **options).stdout
 
+    def start_on_node(self, name, *command):
+        """A command as `node` runs it, that goes on meanwhile. It must end by itself."""
+        return subprocess.Popen([str(self.state / "bin/node"), name, *command], stdin=subprocess.DEVNULL)
+
     def enter(self):
         """Moves this process (which must have one thread) into the cluster's network: the API and pods are near."""
         with open(f"/proc/{self.init}/ns/net", "rb") as namespace:
@@ -162,6 +168,10 @@ class Lab:
 
     def release(self, name, node=None):
         ((self.state / node if node else self.state) / f"{name}.hold").unlink()
+
+    def new_signing_key(self):
+        """The API server refuses all ServiceAccount tokens from its next start on, until whoever has one asks for another."""
+        pki.Pki(self.state / "pki", None).signing_key()
 
     def reboot(self, node, while_off=None):
         """Processes killed, /run empty, disk kept. `while_off` is called with the node's disk meanwhile."""

@@ -8,6 +8,7 @@ SERVICE_NAMES = ["kubernetes" + suffix for suffix in ("", ".default", ".default.
 
 def make(directory, server, addresses, nodes):
     """`server`: the API server's URL; `addresses`: all of its addresses; `nodes`: {name: [address...]}."""
+    directory.mkdir(parents=True)
     pki = Pki(directory, server)
     pki.authority()
     pki.certificate("apiserver", "/CN=kube-apiserver", "serverAuth",
@@ -27,7 +28,6 @@ def make(directory, server, addresses, nodes):
 class Pki:
     def __init__(self, directory, server):
         self.directory, self.server = directory, server
-        directory.mkdir(parents=True)
 
     def openssl(self, *arguments):
         subprocess.run(["openssl", *arguments], cwd=self.directory, check=True, capture_output=True, timeout=30)
@@ -35,7 +35,10 @@ class Pki:
     def authority(self):
         self.openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
                      "-subj", "/CN=lab-ca", "-keyout", "ca.key", "-out", "ca.crt")
-        # Signs ServiceAccount tokens.
+        self.signing_key()
+
+    def signing_key(self):
+        """Of ServiceAccount tokens."""
         self.openssl("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "sa.key")
         self.openssl("ec", "-in", "sa.key", "-pubout", "-out", "sa.pub")
 

@@ -5,7 +5,7 @@ import json
 
 from images import POD
 
-LISTEN = {"dual": [":8080"], "ipv4": ["0.0.0.0:8080"], "ipv6": ["[::]:8080"]}
+LISTEN = {"dual": "", "ipv4": "0.0.0.0", "ipv6": "[::]"}
 PROXY_UID = 1337
 CONFINED = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}, "privileged": False, "readOnlyRootFilesystem": True}
 AS_PROXY = CONFINED | {"runAsGroup": PROXY_UID, "runAsNonRoot": True, "runAsUser": PROXY_UID}
@@ -25,7 +25,8 @@ def plain(name, namespace="default", listen="dual", node=None, labels=None, grac
         "spec": {
             "terminationGracePeriodSeconds": grace,
             "containers": [{
-                "name": "app", "image": POD, "command": ["pod", "serve", *LISTEN[listen], ":9090"],
+                "name": "app", "image": POD,
+                "command": ["pod", "serve", f"{LISTEN[listen]}:8080", f"echo={LISTEN[listen]}:9000", ":9090"],
                 "env": [field("POD_NAME", "metadata.name")],
                 "ports": [{"containerPort": 8080}],
                 "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
@@ -82,6 +83,16 @@ def sidecar(name, namespace="default", native=False, annotations=None, dual_stac
         "traffic.sidecar.istio.io/includeInboundPorts": "*",
         "traffic.sidecar.istio.io/includeOutboundIPRanges": "*",
     } | (annotations or {})
+    return pod
+
+
+def idle(name, namespace, node=None, mesh=True, **options):
+    """A pod that is up at once and does nothing, redirected or not; of the mesh it has what the agent reads of a proxy."""
+    pod = (sidecar if mesh else plain)(name, namespace, node=node, grace=0, **options)
+    keep = ("name", "image", "env", "securityContext")
+    pod["spec"]["containers"] = [{key: container[key] for key in keep} | {"command": ["sleep", "36000"]}
+                                 for container in pod["spec"]["containers"]]
+    pod["spec"].pop("initContainers", None)
     return pod
 
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`run.py smoke|all|NUMBER... [--runtime 1.6] --image LAYOUT`: runs scenarios on real clusters, prints what each proved.
 
-Scenarios share a cluster until one fails: the next one gets a new cluster, and the logs of the old one are kept.
+Scenarios share a cluster until one fails or wants another kind (`LAB`): the next one gets a new cluster. The logs of one where a
+scenario failed are kept.
 """
 import argparse
 import importlib
@@ -17,11 +18,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "scenarios")]
 
 import lab as labs  # noqa: E402
-from world import Failed, World  # noqa: E402
+from world import Failed, World, expect  # noqa: E402
 
 SMOKE = [1, 2, 5]
 # Those that leave a cluster behind which another one could not start from.
-ORDER = [1, 2, 10, 4, 9, 8, 6, 7, 3, 5, 11]
+ORDER = [1, 2, 10, 4, 13, 9, 8, 6, 7, 3, 15, 5, 11, 12, 14]
 
 
 def scenarios():
@@ -38,13 +39,16 @@ class Runner:
         self.world = None
         self.results = []
 
-    def cluster(self, number):
-        """The cluster for a scenario, started if there is none."""
+    def cluster(self, number, **wanted):
+        """The cluster for a scenario, started if there is none like it."""
+        if self.world and self.world.lab.wanted != wanted:
+            self.forget(self.world.lab, failed=False)
         if self.world is None:
             started = time.monotonic()
             name = f"{os.getpid()}-{number}"
             lab = labs.Lab(name, runtime=self.options.runtime, agent_images=[(self.options.image, tag) for tag in ("dev", "next")],
-                           crash_image=self.options.image, audit=True)
+                           crash_image=self.options.image, audit=True, **wanted)
+            lab.wanted = wanted
             try:
                 lab.up()
                 self.world = World(lab, smoke="smoke" in self.options.scenarios)
@@ -69,8 +73,11 @@ class Runner:
         print(f"{number:2} {module.TITLE}", flush=True)
         started = time.monotonic()
         try:
-            world = self.cluster(number)
+            world = self.cluster(number, **getattr(module, "LAB", {}))
+            alarms = world.alarms()
             module.run(world, lambda text: print(f"   {text}", flush=True))
+            if not getattr(module, "UNREDIRECTED", False):
+                expect(world.alarms() == alarms, f"pods are said to run unredirected: {world.alarms() - alarms}")
         except Failed as failure:
             print(f"   FAILED: {failure}", flush=True)
             failed = True

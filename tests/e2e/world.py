@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the scenarios do with a cluster: install the agent, start pods, look at rules, send requests."""
 import json
+import os
 import pathlib
+import re
 import subprocess
 import time
 
@@ -97,6 +99,30 @@ class World:
         names = [self.agent_on(node)] if node else [pod["metadata"]["name"] for pod in self.agents()]
         return "\n".join(self.lab.kubectl("logs", "-n", self.namespace, name, "--tail=-1") for name in names)
 
+    def agent_pid(self, node):
+        """Of the agent that runs on a node; None while there is none."""
+        pod = next(pod for pod in self.agents() if pod["spec"]["nodeName"] == node)
+        status = pod["status"].get("containerStatuses", [{"state": {}}])[0]
+        return self.pid(node, status["containerID"]) if "running" in status["state"] else None
+
+    def agent_memory(self, node):
+        """MB of the agent on a node: (resident, its control group)."""
+        pid = self.agent_pid(node)
+        status = self.lab.node(node, "cat", f"/proc/{pid}/status")
+        script = f"cat /sys/fs/cgroup/memory/$(grep :memory: /proc/{pid}/cgroup | cut -d: -f3)/memory.usage_in_bytes"
+        group = self.lab.node(node, "sh", "-c", script)
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) * 1024 / 1e6, int(group) / 1e6
+
+    def agent_cpu(self, node):
+        """Seconds of CPU that the agent on a node used so far."""
+        fields = self.lab.node(node, "cat", f"/proc/{self.agent_pid(node)}/stat").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def alarms(self):
+        """The pods that the agents ever said of that they run without redirection."""
+        events = self.api.request("GET", "/api/v1/events?fieldSelector=reason=started_unredirected")["items"]
+        return {event["involvedObject"]["name"] for event in events}
+
     def metrics(self, node):
         """{'name{labels}': value} of the agent on a node."""
         pod = next(pod for pod in self.agents() if pod["spec"]["nodeName"] == node)
@@ -140,7 +166,9 @@ class World:
         lines = [f"pod {namespace}/{name} on {pod['spec'].get('nodeName')}: {pod['status'].get('phase')}"]
         for status in pod["status"].get("initContainerStatuses", []) + pod["status"].get("containerStatuses", []):
             lines.append(f"  {status['name']}: {json.dumps(status['state'])}")
-        lines += [f"  event {event['reason']}: {event['message']}" for event in self.api.events(namespace, name)]
+        # The last of each reason: a pod that cannot start has dozens.
+        events = {event["reason"]: event["message"] for event in self.api.events(namespace, name)}
+        lines += [f"  event {reason}: {message[-600:]}" for reason, message in events.items()]
         return "\n".join(lines)
 
     def delete(self, *namespaces):
@@ -184,6 +212,12 @@ class World:
             return 0, [], answer["error"]
         hops = [" ".join(hop.split()[:2]) for hop in answer["hops"] or []][::-1]
         return answer["status"], hops, answer["body"]
+
+    def echo(self, pod, target, family):
+        """A line by the application of a pod to the echo of another, and what came back."""
+        meta, address = pod["metadata"], api.addresses(target)[family]
+        return self.lab.kubectl("exec", "-n", meta["namespace"], meta["name"], "-c", "app", "--", "pod", "say",
+                                f"[{address}]:9000" if family == 6 else f"{address}:9000", "world", timeout=30).strip()
 
     # Nodes
 

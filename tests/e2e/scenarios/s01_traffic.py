@@ -28,7 +28,7 @@ def check_traffic(world, say):
     started = world.start(*wanted)
     servers = dict(zip(NAMESPACES, started))
     client, native, outside, excluded = started[len(NAMESPACES):]
-    requests = 0
+    requests = echoes = 0
     for namespace, (_, families) in NAMESPACES.items():
         for family in families:
             target = servers[namespace]
@@ -38,7 +38,15 @@ def check_traffic(world, say):
             # The other direction: what was the server calls, through its own proxy, one whose proxy serves all it has.
             check(world, target, url(client, family), ["tcp-echo 15001", "client 15006"], "client")
             requests += 4
+            # The proxy in front of the server is who connects to it, from the address that the rules know it by.
+            seen = {source["metadata"]["name"]: world.echo(source, target, family) for source in (client, native, outside)}
+            expect(set(seen.values()) == {f"hello world from {'::6' if family == 6 else '127.0.0.6'}"}, f"echo by IPv{family}: {seen}")
+            echoes += 3
     say(f"{requests} requests went through the proxies of both sides, in both directions")
+    for source in (client, native):
+        counted = connections(world, source)
+        expect(counted == echoes // 3, f"of {echoes // 3} connections {counted} went through the proxy of {source['metadata']['name']}")
+    say(f"{echoes} connections that are not HTTP went the same way, counted by the proxies")
     check(world, outside, url(excluded, 4), [], "excluded")
     check(world, excluded, url(outside, 4), [], "outside")
     expect(world.rules(excluded) == "" and world.rules(outside) == "", "an excluded or plain pod has rules")
@@ -57,6 +65,12 @@ def check(world, source, address, hops, answered_by):
     name = source["metadata"]["name"]
     expect(status == 200 and f'"pod":"{answered_by}"' in body, f"{name} to {address}: {status} {body}")
     expect(seen == hops, f"{name} to {address}: went by {seen}, not {hops}")
+
+
+def connections(world, pod):
+    """That are not HTTP, through the outbound listener of a pod's proxy."""
+    _, _, body = world.get(pod, "http://127.0.0.1:15000/stats?filter=tcp.outbound.downstream_cx_total")
+    return int(body.rpartition(":")[2])
 
 
 def added_capabilities(pod):

@@ -8,13 +8,15 @@ from supervise import wait_for
 from world import expect
 
 TITLE = "node start: agent and 20 pods in random order"
+# Chained, some are, and each is to be told of.
+UNREDIRECTED = True
 NODE, NAMESPACE, PODS, TIMES = "n1", "boot", 20, 5
 
 
 def run(world, say):
     for mode in ("own file", "chained"):
         world.install(values=[f"istioOwnedCNIConfig={str(mode == 'own file').lower()}"])
-        started = world.start(*(boot_pod(f"boot-{number}") for number in range(PODS)), seconds=180)
+        started = world.start(*(pods.idle(f"boot-{number}", NAMESPACE, NODE) for number in range(PODS)), seconds=180)
         expect(all(world.redirected(pod) for pod in started[:3]), "not redirected before the node starts again")
         counts = []
         for number in range(TIMES):
@@ -23,16 +25,6 @@ def run(world, say):
         say(f"{mode}: {TIMES} starts of {PODS} pods: unredirected {[bypassing for bypassing, _ in counts]}, "
             f"all running after {max(seconds for _, seconds in counts):.0f} s at most")
     world.uninstall()
-
-
-def boot_pod(name):
-    """A mesh pod that runs whether it is redirected or not: who looks, sees."""
-    pod = pods.sidecar(name, NAMESPACE, node=NODE, grace=0)
-    pod["metadata"]["labels"]["app"] = "boot"
-    pod["spec"]["initContainers"].clear()
-    pod["spec"]["containers"] = [
-        {"name": name, "image": pods.POD, "command": ["sleep", "36000"], "securityContext": pods.AS_PROXY} for name in ("istio-proxy", "app")]
-    return pod
 
 
 def one_start(world, mode, anew):

@@ -68,7 +68,7 @@ def their_agent(world, node, back_end):
         world.lab.node(node, "sh", "-c", "cat >/opt/cni/bin/new && chmod 755 /opt/cni/bin/new && mv /opt/cni/bin/new /opt/cni/bin/istio-cni",
                        input=THEIRS.read_text(encoding="utf-8"))
         document["plugins"].append({"type": "istio-cni", "name": "istio-cni", "backend": back_end, "namespaces": [NAMESPACE]})
-    text = json.dumps(document) if back_end else world.primary[node]
+    text = json.dumps(document, indent=2) + "\n" if back_end else world.primary[node]
     world.lab.node(node, "sh", "-c", f"cat >{PRIMARY}.new && mv {PRIMARY}.new {PRIMARY}", input=text)
     if not back_end:
         world.lab.node(node, "rm", "-f", "/opt/cni/bin/istio-cni")

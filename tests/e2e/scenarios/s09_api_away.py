@@ -20,7 +20,7 @@ def run(world, say):
     world.install()
     # Each pod is restarted once: the kubelet delays a container's second restart.
     started = world.start(*(pod for number in range(2 + 2 * EACH) for pod in (
-        pods.plain(f"plain-{number}", "away", node=NODE, grace=0), small_mesh(f"mesh-{number}"))), seconds=240)
+        pods.idle(f"plain-{number}", "away", NODE, mesh=False), pods.idle(f"mesh-{number}", "away", NODE))), seconds=240)
     usual, rest = started[:4], started[4:]
     usual = statistics.median(restart(world, pod) for pod in usual)
     say(f"with the API server a sandbox that died is back after {usual:.1f} s")
@@ -42,15 +42,6 @@ def run(world, say):
         say(f"the API server {how} for {AWAY} s: {len(waits)} restarts of plain and mesh pods, longest {max(waits):.1f} s")
     world.wait_installed()
     world.delete("away")
-
-
-def small_mesh(name):
-    """A mesh pod whose containers are up at once."""
-    pod = pods.sidecar(name, "away", node=NODE, grace=0)
-    pod["spec"]["initContainers"].clear()
-    pod["spec"]["containers"] = [{"name": container, "image": pods.POD, "command": ["sleep", "36000"], "securityContext": pods.AS_PROXY}
-                                 for container in ("istio-proxy", "app")]
-    return pod
 
 
 def restart(world, pod):

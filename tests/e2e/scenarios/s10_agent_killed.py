@@ -15,21 +15,17 @@ def run(world, say):
     load.count = 2000
     load.start()
     nodes = world.lab.nodes()
-    started = {}
+    killed = {}
     for number in range(KILLS):
         node = nodes[number % len(nodes)]
-        pid = wait_for(f"an agent to run on {node}", 120, lambda: agent_pid(world, node, started.get(node)))
+        pid = wait_for(f"another agent to run on {node}", 120, lambda: not_the_same(world.agent_pid(node), killed.get(node)))
         time.sleep(0.5)
         world.lab.node(node, "kill", "-KILL", pid)
-        started[node] = pid
+        killed[node] = pid
     world.wait_installed(360)
     say(f"{KILLS} times SIGKILL: {load.finish(seconds=360)}")
     world.delete("load")
 
 
-def agent_pid(world, node, not_this):
-    """Of the agent on a node; None while there is none but the one that was killed."""
-    pod = next(pod for pod in world.agents() if pod["spec"]["nodeName"] == node)
-    status = pod["status"]["containerStatuses"][0]
-    pid = world.pid(node, status.get("containerID", ""))
-    return pid if pid != not_this and "running" in status["state"] else None
+def not_the_same(pid, other):
+    return pid if pid != other else None

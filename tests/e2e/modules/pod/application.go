@@ -11,12 +11,14 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 )
 
 // serve answers HTTP at each ADDRESS:PORT with who it is and which address it was called from. The address may be empty for
-// both families, or one of "0.0.0.0" and "[::]" with a port for one of them.
+// both families, or one of "0.0.0.0" and "[::]" with a port for one of them. At echo=ADDRESS:PORT a line comes back with a
+// greeting and the address that it came from.
 func serve(addresses []string) error {
 	if len(addresses) == 0 {
 		return fmt.Errorf("usage: pod serve ADDRESS:PORT...")
@@ -34,6 +36,7 @@ func serve(addresses []string) error {
 	// For connections that stay open: a line comes back as it was.
 	http.HandleFunc("/echo", echo)
 	for _, address := range addresses {
+		address, isEcho := strings.CutPrefix(address, "echo=")
 		network := "tcp"
 		if host, _, _ := net.SplitHostPort(address); host == "0.0.0.0" {
 			network = "tcp4"
@@ -44,10 +47,45 @@ func serve(addresses []string) error {
 		if err != nil {
 			return err
 		}
-		go func() { fail(http.Serve(listener, nil)) }()
+		if isEcho {
+			go func() { fail(greet(listener)) }()
+		} else {
+			go func() { fail(http.Serve(listener, nil)) }()
+		}
 	}
 	<-signals
 	return nil
+}
+
+func greet(listener net.Listener) error {
+	for {
+		connection, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer connection.Close()
+			peer, _, _ := net.SplitHostPort(connection.RemoteAddr().String())
+			lines := bufio.NewScanner(connection)
+			for lines.Scan() {
+				fmt.Fprintln(connection, "hello", lines.Text(), "from", peer)
+			}
+		}()
+	}
+}
+
+// say sends a line to ADDRESS:PORT and prints the one that comes back.
+func say(address, line string) error {
+	connection, err := net.DialTimeout("tcp", address, 5*time.Second)
+	if err != nil {
+		return err
+	}
+	defer connection.Close()
+	_ = connection.SetDeadline(time.Now().Add(5 * time.Second))
+	fmt.Fprintln(connection, line)
+	answer, err := bufio.NewReader(connection).ReadString('\n')
+	fmt.Print(answer)
+	return err
 }
 
 func echo(answer http.ResponseWriter, request *http.Request) {

@@ -14,7 +14,7 @@ import (
 func main() {
 	arguments := os.Args[1:]
 	if len(arguments) == 0 {
-		fail("usage: pod proxy|istio-iptables|serve|get|hold|crash ...")
+		fail("usage: pod proxy|istio-iptables|serve|get|say|hold|crash ...")
 	}
 	var err error
 	switch command := arguments[0]; {
@@ -26,6 +26,8 @@ func main() {
 		err = serve(arguments[1:])
 	case command == "get" && len(arguments) > 1:
 		err = get(arguments[1:])
+	case command == "say" && len(arguments) == 3:
+		err = say(arguments[1], arguments[2])
 	case command == "crash" && len(arguments) > 1:
 		err = crash(arguments[1:])
 	case command == "hold" && len(arguments) == 2:
