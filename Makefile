@@ -83,7 +83,7 @@ e2e: lab-binaries e2e-image ## all scenarios on a real two-node Kubernetes, SCEN
 	@tests/e2e/run.py $(or $(SCENARIOS),all) --image $(CARGO_TARGET_DIR)/e2e-image
 	@$(if $(SCENARIOS),,tests/e2e/run.py 1 2 --runtime 1.6 --image $(CARGO_TARGET_DIR)/e2e-image)
 
-e2e-smoke: lab-binaries e2e-image ## the quickest scenarios: traffic, rollout, uninstall; three minutes
+e2e-smoke: setup e2e-image ## the quickest scenarios: traffic, rollout, uninstall; three minutes, and a quarter of an hour the first time
 	@tests/e2e/run.py smoke --image $(CARGO_TARGET_DIR)/e2e-image
 
 cluster-up: lab-binaries e2e-image ## a two-node Kubernetes to work with by hand, with our image as localhost/waylay:dev; RUNTIME=1.6, MULTUS=1
