@@ -95,6 +95,17 @@ class World:
     def agent_on(self, node):
         return next(pod["metadata"]["name"] for pod in self.agents() if pod["spec"]["nodeName"] == node)
 
+    def replace_agent(self, node):
+        """Has the agent of a node end, and waits for the next one to be Ready."""
+        old = self.agent_on(node)
+        self.api.delete_pod(self.namespace, old, grace=30)
+
+        def another():
+            return any(pod["spec"].get("nodeName") == node and pod["metadata"]["name"] != old and api.condition(pod, "Ready") == "True"
+                       for pod in self.agents())
+        wait_for(f"another agent on {node}", 90, another)
+        self.lab.keep_agent_logs()
+
     def agent_log(self, node=None):
         names = [self.agent_on(node)] if node else [pod["metadata"]["name"] for pod in self.agents()]
         return "\n".join(self.lab.kubectl("logs", "-n", self.namespace, name, "--tail=-1") for name in names)

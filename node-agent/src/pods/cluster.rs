@@ -23,6 +23,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::chain;
 use super::object::{Entry, PodObject};
 use super::store::{Match, Store, judge};
 use super::{Absent, Found, Key, Known, Labels, PodSource};
@@ -292,21 +293,6 @@ fn verb(method: &http::Method, uri: &http::Uri) -> &'static str {
         "PATCH" => "patch",
         _ => "other",
     }
-}
-
-/// An error and its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text += ": ";
-            text += &cause_text;
-        }
-        source = cause.source();
-    }
-    text.replace('\n', " ")
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod directory;
+mod error;
 mod index;
 mod manifest;
 mod object;
@@ -15,8 +16,9 @@ use std::sync::Arc;
 use redirect::Pod;
 use tokio::time::Instant;
 
-pub(crate) use cluster::{Cluster, Seen, Watching, chain, client};
+pub(crate) use cluster::{Cluster, Seen, Watching, client};
 pub(crate) use directory::Directory;
+pub(crate) use error::chain;
 pub(crate) use object::Entry;
 
 /// A pod as the runtime names it.

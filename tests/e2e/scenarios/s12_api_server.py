@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real API server: what it grants, its restart, history it has forgotten, tokens it refuses, and how many pods it has."""
+import datetime
 import json
 import threading
 import time
@@ -36,8 +37,8 @@ def rights(world, shape, say):
     """All that the agents ask for, from their start to their end, and whether they may."""
     world.install(shape)
     world.start(pods.idle("good", NAMESPACE, "n1"))
-    world.api.create_pod(pods.idle("bad", NAMESPACE, "n2", annotations=BAD))
-    wait_for("the event of the agent", 60, lambda: any(event["reason"] == "invalid_annotation" for event in world.api.events(NAMESPACE, "bad")))
+    world.api.create_pod(pods.idle(f"bad-{shape}", NAMESPACE, "n2", annotations=BAD))
+    wait_for("the event of the agent", 60, lambda: any(event["reason"] == "invalid_annotation" for event in world.api.events(NAMESPACE, f"bad-{shape}")))
     world.delete(NAMESPACE)
     agents = {pod["metadata"]["name"] for pod in world.agents()}
     world.uninstall()
@@ -56,10 +57,20 @@ def server_ready(world):
         "kubectl", "get", "--raw=/readyz", "--request-timeout=2s", check=False).returncode == 0)
 
 
+def watching_again(world, before):
+    """Until the agents' watches go on. (An ADD before that asks for its pod after 2 s.)"""
+    def quiet():
+        now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)
+        last = [requests[-1] for requests in since(world, before).values() if requests]
+        return len(last) == len(before) and all(request.verb == "watch" and (now - request.moment).total_seconds() > 5 for request in last)
+    wait_for("the agents' watches to go on", 90, quiet)
+
+
 def restart(world, say):
     before = asked_by_node(world)
     world.lab.kill_daemon("kube-apiserver")
     server_ready(world)
+    watching_again(world, before)
     start_and_delete(world, "restarted")
     more = since(world, before)
     expect(not any(audit.count(requests, "get") for requests in more.values()), f"an ADD asked for its pod: {more}")
@@ -79,6 +90,7 @@ def compaction(world, say):
     etcd("compaction", {"revision": revision, "physical": True})
     world.lab.release("kube-apiserver")
     server_ready(world)
+    watching_again(world, before)
     start_and_delete(world, "compacted")
     more = since(world, before)
     expect(all(audit.count(requests, "list") == 1 for requests in more.values()), f"not one new list each: {counted(more)}")
@@ -98,7 +110,10 @@ def refused_tokens(world, say):
     server_ready(world)
     wait_for("a refused watch", 60, lambda: all(watch_errors(world)[node] > before[node] for node in before))
     took = away.restart(world, known)
-    expect(world.redirected(world.api.pod(NAMESPACE, "known")), "a known pod that started again is not redirected")
+    # The pod's status is behind.
+    _, application = away.tasks(world, "known")
+    rules = world.lab.node(away.NODE, "nsenter", f"--net=/proc/{application}/ns/net", "nft", "list", "ruleset")
+    expect("redirect to :15006" in rules, "a known pod that started again is not redirected")
     say(f"tokens refused: a known mesh pod is back, redirected, after {took:.1f} s")
     world.api.create_pod(fresh)
     event = wait_for("the ADD of an unknown pod to fail", 60, lambda: next(
@@ -130,13 +145,12 @@ def elsewhere(world, say):
         thread.join()
     expect(not failures, f"pods could not be created: {failures[:3]}")
     took = time.monotonic() - began
-    expect(world.metrics("n1")["waylay_pods"] == before, "the agent knows pods of other nodes")
+    expect(world.metrics("n1")["waylay_pods"] <= before, "the agent knows pods of other nodes")
     grown, cpu = world.agent_memory("n1")[0] - resident, world.agent_cpu("n1") - cpu
     say(f"{ELSEWHERE} pods of another node created in {took:.0f} s: the agent used {1000 * cpu:.0f} ms of CPU, grew by {grown:.1f} MB, "
         f"and asked {counted({'n1': since(world, requests)['n1']})}")
     expect(cpu < 0.5 and grown < 1, "they cost the agent something")
-    world.api.delete_pod(world.namespace, world.agent_on("n1"), grace=30)
-    world.wait_installed()
+    world.replace_agent("n1")
     say(f"an agent that starts then: {world.metrics('n1')['waylay_pods']:.0f} pods, {world.agent_memory('n1')[0]:.1f} MB resident, "
         f"asked {counted({'n1': asked_by_node(world)['n1']})}")
 
