@@ -44,7 +44,7 @@ pub(crate) fn measure(plugin: &Path, agent: &Path, report: &mut Report) {
     let mut memory = Vec::new();
     for batch in 0..BATCHES {
         let pods: Vec<Sandbox> = (0..BATCH).map(|n| bench.node.sandbox(&format!("web-{n}"))).collect();
-        // As old as what the plugins before ours take makes it: see LO_AGE in the agent.
+        // As old as what the plugins before ours take makes it: see `lo.rs` of the agent.
         std::thread::sleep(Duration::from_millis(50));
         if batch == 0 {
             pods.iter().for_each(|pod| bench.node.write_mesh_pod(pod, &[]));
@@ -79,7 +79,7 @@ pub(crate) fn measure_known(plugin: &Path, agent: &Path, report: &mut Report) {
         // In the order in which they are to end.
         (agent, pod, bench)
     });
-    // As old as what the plugins before ours take makes it: see LO_AGE in the agent.
+    // As old as what the plugins before ours take makes it: see `lo.rs` of the agent.
     std::thread::sleep(Duration::from_millis(50));
     let mut times = [Vec::new(), Vec::new()];
     for _ in 0..KNOWN_ADDS {

@@ -187,7 +187,8 @@ class World:
         for namespace in namespaces:
             self.api.request("DELETE", f"{api.PODS.format(namespace=namespace)}?gracePeriodSeconds=1")
         for namespace in namespaces:
-            wait_for(f"the pods of {namespace} to be gone", 60, lambda: not self.api.pods(namespace))
+            seconds = 60 + len(self.api.pods(namespace))
+            wait_for(f"the pods of {namespace} to be gone", seconds, lambda: not self.api.pods(namespace))
 
     def rules(self, pod):
         """`nft list ruleset` in a pod's network namespace; "" if there are none."""

@@ -8,6 +8,7 @@ mod changes;
 mod descriptors;
 mod failure;
 mod handler;
+mod lo;
 mod program;
 mod recent;
 mod records;

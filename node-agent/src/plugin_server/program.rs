@@ -4,7 +4,7 @@
 //! Blocks inside system calls: for the threads of the pool only. Every step is idempotent, so that a failure after a
 //! part of them is mended by asking again.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use agent_api::netns::Netns;
@@ -15,16 +15,10 @@ use ruleset::{Fingerprint, FingerprintError};
 
 use super::descriptors::Descriptors;
 use super::failure::Failure;
-use super::self_test;
+use super::{lo, self_test};
 
 /// How long after its request an ADD waits for `lo`, when nobody sets it up.
 pub(crate) const LO_WAIT: Duration = Duration::from_secs(3);
-/// How long `lo` is up before it gets `::6`. containerd runs the CNI plugin `loopback` beside the plugins before ours: it
-/// sets `lo` up, lists its addresses and fails when there is another than `::1`. That takes it less than 1 ms, unless it is
-/// interrupted in between. Ages are up to 10 ms too long.
-const LO_AGE: Duration = Duration::from_millis(30);
-/// The same where `lo` was not there in time: then the processors are busy, and an interruption lasts longer.
-const LATE_LO_AGE: Duration = Duration::from_millis(110);
 const LO_POLL: Duration = Duration::from_millis(2);
 
 /// The pod's netns, open for work. Dropping it may block for 10 ms.
@@ -51,7 +45,7 @@ pub(crate) enum Found {
     Clear {
         /// What is done with IPv6.
         ipv6: Ipv6Decision,
-        /// Whether `::6` is to go to an `lo` that is not up, or only just: [`Sandboxed::wait_for_lo`] comes before
+        /// Whether `::6` is to go to an `lo` that is not up, or not for long enough: [`Sandboxed::wait_for_lo`] comes before
         /// [`Sandboxed::add`].
         lo_is_late: bool,
     },
@@ -80,16 +74,16 @@ impl Sandboxed {
         let found = self.addresses()?;
         let present: Vec<IpAddr> = found.iter().map(|address| address.addr).collect();
         let ipv6 = decide_ipv6(*ipv6_policy, config.dual_stack, addresses, &present)?;
-        let lo_is_late = ipv6.treatment() == Ipv6::Capture && !lo_is_older(&found, LO_AGE);
+        let lo_is_late = ipv6.treatment() == Ipv6::Capture && !lo::is_settled(&found);
         Ok(Found::Clear { ipv6, lo_is_late })
     }
 
-    /// Wait until `lo` has been up for long enough, or until `deadline`: for a thread that nobody else needs.
+    /// Wait until `lo` may get `::6`, or until `deadline`: for a thread that nobody else needs.
     ///
     /// # Errors
     /// [`Failure`]; asking again is safe.
     pub(crate) fn wait_for_lo(&mut self, deadline: Instant) -> Result<(), Failure> {
-        while !lo_is_older(&self.addresses()?, LATE_LO_AGE) && Instant::now() < deadline {
+        while !lo::is_settled(&self.addresses()?) && Instant::now() < deadline {
             std::thread::sleep(LO_POLL);
         }
         Ok(())
@@ -146,10 +140,6 @@ impl Sandboxed {
         }
         Ok("rules_as_written")
     }
-}
-
-fn lo_is_older(addresses: &[Address], age: Duration) -> bool {
-    addresses.iter().any(|address| address.addr == Ipv6Addr::LOCALHOST && address.age >= age)
 }
 
 fn kernel(attempt: &'static str) -> impl FnOnce(Error) -> Failure {
