@@ -13,7 +13,7 @@ usage: node-cleanup.sh [--dry-run] [--root DIR] [--cni-conf-dir DIR]... [--cni-b
                        [--keep-binary] [--force]
 
 Removes the istio-cni entry from the CNI configurations of this node, files that Waylay wrote alone, what an interrupted
-agent left, the plugin's binary and the agent's sockets. Running it again changes nothing.
+agent left, the plugin's binary, the agent's sockets and its records. Running it again changes nothing.
 
   --root DIR          the node's root directory, / by default
   --cni-conf-dir DIR  below the root; /etc/cni/net.d by default; may be given more than once
@@ -284,6 +284,12 @@ fi
 for file in "$root$run_dir"/waylay.sock* "$root$run_dir"/waylay-notice.sock* "$root$run_dir"/waylay-admin.sock*; do
     if [ -S "$file" ]; then
         doing "remove $file" && { rm -f "$file" || trouble "$file: cannot be removed"; }
+    fi
+done
+# What was known of pods that were redirected: an agent that comes later must not miss the others.
+for file in "$root$run_dir"/since "$root$run_dir"/sandboxes; do
+    if [ -e "$file" ]; then
+        doing "remove $file" && { rm -rf "$file" || trouble "$file: cannot be removed"; }
     fi
 done
 if [ -z "$dry_run" ] && [ -d "$root$run_dir" ]; then

@@ -26,6 +26,7 @@ END
 }
 
 namespace=istio-cni image='' conf_dir='' bin_dir='' timeout=180 delete_namespace='' dry_run=''
+priority=''
 
 say() { printf 'uninstall: %s\n' "$*" >&2; }
 fail() {
@@ -86,7 +87,7 @@ metadata:
 spec:
   nodeName: $2
   restartPolicy: Never
-  priorityClassName: system-node-critical
+  priorityClassName: "$priority"
   serviceAccountName: istio-cni
   automountServiceAccountToken: false
   enableServiceLinks: false
@@ -165,9 +166,14 @@ is_there() { # KIND NAME [ARGUMENT]...
 }
 if ! is_there namespace "$namespace"; then
     change create namespace "$namespace" || fail "namespace $namespace cannot be made"
-    change label namespace "$namespace" pod-security.kubernetes.io/enforce=privileged
-    delete_namespace=1
+    change label namespace "$namespace" pod-security.kubernetes.io/enforce=privileged app.kubernetes.io/name=waylay-cleanup
 fi
+# One that was made for this, now or by a run that failed, goes again.
+made_by=$(kube get namespace "$namespace" --ignore-not-found -o 'jsonpath={.metadata.labels.app\.kubernetes\.io/name}') ||
+    fail "the cluster cannot be asked"
+if [ "$made_by" = waylay-cleanup ]; then delete_namespace=1; fi
+# GKE admits pods of this priority only where a quota names it.
+if is_there resourcequota istio-cni-resource-quota -n "$namespace"; then priority=system-node-critical; fi
 is_there serviceaccount istio-cni -n "$namespace" || change create serviceaccount istio-cni -n "$namespace" ||
     fail "the clean-up pods' ServiceAccount cannot be made"
 number=0
@@ -205,6 +211,8 @@ fi
 change delete pod -n "$namespace" -l app.kubernetes.io/name=waylay-cleanup --ignore-not-found
 change delete -n "$namespace" --ignore-not-found serviceaccount/istio-cni configmap/istio-cni-config \
     resourcequota/istio-cni-resource-quota networkpolicy/istio-cni role/istio-cni-node rolebinding/istio-cni-node
-change delete --ignore-not-found clusterrole/istio-cni clusterrolebinding/istio-cni
+# The last two are the Helm chart's.
+change delete --ignore-not-found clusterrole/istio-cni clusterrolebinding/istio-cni clusterrole/istio-cni-events \
+    clusterrolebinding/istio-cni-events
 if [ -n "$delete_namespace" ]; then change delete namespace "$namespace" --ignore-not-found; fi
 say "done"

@@ -30,7 +30,7 @@ use crate::observability::metrics::Metrics;
 use crate::observability::readiness::{Blocker, Readiness};
 use crate::observability::view::View;
 use crate::plugin_server::{self, Handler, Lost, Names, Records, Sockets};
-use crate::pod_source::{Source, alarm, pod_source};
+use crate::pod_source::{Source, pod_source};
 use crate::pool::{Closer, Pool, QUEUE, THREADS};
 use crate::settings::{Effective, InstallSettings, Place as SettingsPlace, Settings};
 
@@ -132,7 +132,7 @@ async fn live(settings: Settings, installer: Option<Installer>, view: Arc<View>)
     // Asked while pods are served as ever: until it is known, the stop changes nothing.
     let stop = async {
         if !installs {
-            return Stop::Keep("not_installed");
+            return Stop::Keep("install_disabled");
         }
         match client {
             Some(client) => leave::of(client, &settings.leave, || !names.are_ours()).await,
@@ -168,6 +168,15 @@ fn finish(stop: Stop, ours: bool, settings: &InstallSettings) {
     }
 }
 
+/// Whether an agent was here before, and not uninstalled: of Multus the plugin's file stays then.
+fn was_installed(installer: &Installer, InstallSettings { place, net_dir, .. }: &InstallSettings) -> bool {
+    let entry = match place {
+        SettingsPlace::Standalone { name } => net_dir.join(name).exists(),
+        SettingsPlace::Chained { .. } | SettingsPlace::OwnFile { .. } => true,
+    };
+    entry && installer.has_plugin()
+}
+
 /// What stays for the pods that outlive the agent: Multus calls the plugin for their DEL.
 fn leaving(place: &SettingsPlace) -> Leaving {
     match place {
@@ -190,14 +199,17 @@ fn start(
     let (sockets, names) = plugin_server::bind_beside(run_dir)
         .with_context(|| format!("bind the sockets in {}", run_dir.display()))?;
     let (synced, pods_synced) = mpsc::sync_channel(1);
-    let was_installed = installer.as_ref().is_some_and(Installer::has_plugin);
+    let was_installed =
+        installer.as_ref().is_some_and(|installer| was_installed(installer, &settings.install));
     let readiness = Arc::clone(&view.readiness);
-    let Source { pods, events, client } = pod_source(settings, was_installed, runtime, view, move || {
-        readiness.clear(Blocker::Pods);
-        let _ = synced.send(());
-    })
-    .context("start the pod source")?;
-    let alarm = alarm(settings, runtime, Arc::clone(&pods), events.clone());
+    let Source { pods, events, client, own } =
+        pod_source(settings, was_installed, runtime, view, move || {
+            readiness.clear(Blocker::Pods);
+            let _ = synced.send(());
+        })
+        .context("start the pod source")?;
+    let said = events.clone();
+    let alarm = move |reason, message| own.say(&said, reason, message);
     let handler = Arc::new(Handler {
         versions: PROTOCOL,
         own_netns: Netns::own()

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use cni::conflist::Entry;
 use install::{Health, Installer, Kind, Leaving, Mode, SettingsError, Watch};
 
+use crate::lookout::Since;
 use crate::observability::metrics::Metrics;
 use crate::observability::readiness::{Blocker, Readiness};
+use crate::plugin_server;
 use crate::settings::{InstallSettings, Place};
 
 /// Who is told how the node stands.
@@ -79,7 +81,13 @@ pub(crate) fn uninstall(settings: &InstallSettings, leaving: Leaving) -> Result<
     fn lines<E: ToString>(errors: Vec<E>) -> String {
         errors.iter().map(E::to_string).collect::<Vec<_>>().join("\n")
     }
-    installer(settings).map_err(lines)?.remove(leaving).map_err(lines)
+    let changed = installer(settings).map_err(lines)?.remove(leaving).map_err(lines)?;
+    // From now on others may redirect pods: an agent that comes later must not miss records of them.
+    let run_dir = &settings.entry.cni_agent_run_dir;
+    plugin_server::forget(run_dir)
+        .and_then(|()| Since::forget(run_dir))
+        .map_err(|error| format!("{}: {error}", run_dir.display()))?;
+    Ok(changed)
 }
 
 impl Told {
@@ -128,21 +136,20 @@ impl Told {
         }
         metrics.install_restored.inc_by(health.restored.saturating_sub(before.restored));
         metrics.install_fight.set(i64::from(health.fight.is_some()));
-        if let Some(fight) = &health.fight
-            && before.fight.is_none()
-        {
-            let place = health.report.as_ref().map_or_else(
-                || "the CNI configuration".to_owned(),
-                |report| report.file.display().to_string(),
-            );
-            let restored = fight.restored;
-            let reason = "install_fight";
-            let message = format!(
-                "something on the node takes our entry out of {place} again and again (restored {restored} times): pods that \
+        let Some(fight) = &health.fight else { return };
+        let place = health
+            .report
+            .as_ref()
+            .map_or_else(|| "the CNI configuration".to_owned(), |report| report.file.display().to_string());
+        let restored = fight.restored;
+        let reason = "install_fight";
+        let message = format!(
+            "something on the node takes our entry out of {place} again and again (restored {restored} times): pods that \
              start meanwhile may go past their proxy; find who writes there, and have it leave the files of others alone"
-            );
+        );
+        if before.fight.is_none() {
             tracing::error!(reason, restored, pause = ?fight.pause, "{message}");
-            alarm(reason, message);
         }
+        alarm(reason, message);
     }
 }

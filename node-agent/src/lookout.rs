@@ -8,7 +8,7 @@
 //! before we came, and then its rules are somebody else's. So only pods count that were started since this agent or one before
 //! it came to the node, or since the node was booted when the plugin was there by then.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -72,6 +72,17 @@ impl Since {
         Ok(since)
     }
 
+    /// Forget it: after an uninstall others may redirect pods.
+    ///
+    /// # Errors
+    /// Those of removing the file.
+    pub(crate) fn forget(run_dir: &Path) -> io::Result<()> {
+        match fs::remove_file(run_dir.join(FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether the pod's sandbox was certainly made since then.
     fn covers(self, entry: &Entry) -> bool {
         match self {
@@ -95,8 +106,13 @@ impl Lookout {
     }
 
     /// Whether `entry` is a pod to tell of, for the first time; `has_record` says whether the sandbox of a pod of this uid has
-    /// one, or had one and is gone.
-    pub(crate) fn see(&mut self, entry: &Entry, has_record: impl FnOnce(&str) -> bool) -> bool {
+    /// one, or had one and is gone; `namespace` are the labels of its namespace, if they are known.
+    pub(crate) fn see(
+        &mut self,
+        entry: &Entry,
+        namespace: Option<&BTreeMap<String, String>>,
+        has_record: impl FnOnce(&str) -> bool,
+    ) -> bool {
         let Some(uid) = entry.pod.metadata.uid.as_deref() else { return false };
         // Nobody is redirected then.
         if self.policy.mode == Mode::Observe {
@@ -105,7 +121,7 @@ impl Lookout {
         // Of a pod that ends or starts again, the record goes with the sandbox, and the status says later that it does not run.
         let ends = entry.terminating || entry.finished || entry.last_container.is_none();
         let runs = entry.addressed && !ends && !entry.host_network && self.since.covers(entry);
-        if !runs || !self.is_ours(entry) || self.told.contains(uid) || has_record(uid) {
+        if !runs || !self.is_ours(entry, namespace) || self.told.contains(uid) || has_record(uid) {
             return false;
         }
         if self.told.len() >= TOLD {
@@ -114,8 +130,13 @@ impl Lookout {
         self.told.insert(uid.to_owned())
     }
 
-    fn is_ours(&self, entry: &Entry) -> bool {
+    fn is_ours(&self, entry: &Entry, namespace: Option<&BTreeMap<String, String>>) -> bool {
         let metadata = &entry.pod.metadata;
+        let excluded = &self.policy.excluded_namespaces;
+        // Of a namespace that is not known yet it will be said with the pod's next change.
+        if !excluded.is_empty() && namespace.is_none_or(|labels| excluded.matches(labels)) {
+            return false;
+        }
         entry.mirror_of.is_none()
             && !self.excluded_namespaces.contains(&metadata.namespace)
             && !self.policy.excluded_pods.matches(&metadata.labels)
@@ -158,9 +179,9 @@ mod tests {
     #[test]
     fn a_mesh_pod_that_runs_without_a_record_is_told_of_once() {
         let mut lookout = lookout(Since::Install(100));
-        assert!(!lookout.see(&entry("a"), |_| true));
-        assert!(lookout.see(&entry("b"), |_| false));
-        assert!(!lookout.see(&entry("b"), |_| false));
+        assert!(!lookout.see(&entry("a"), None, |_| true));
+        assert!(lookout.see(&entry("b"), None, |_| false));
+        assert!(!lookout.see(&entry("b"), None, |_| false));
     }
 
     #[test]
@@ -185,25 +206,38 @@ mod tests {
         for (number, change) in cases.into_iter().enumerate() {
             let mut entry = entry("a");
             change(&mut entry);
-            assert!(!lookout.see(&entry, |_| false), "case {number}");
+            assert!(!lookout.see(&entry, None, |_| false), "case {number}");
         }
-        assert!(lookout.see(&entry("a"), |_| false));
+        assert!(lookout.see(&entry("a"), None, |_| false));
+    }
+
+    #[test]
+    fn a_pod_of_a_namespace_that_is_excluded_or_unknown_is_not_told_of() {
+        let policy = Policy {
+            excluded_namespaces: Excluded::parse("{matchLabels: {mesh: off}}").unwrap(),
+            ..Policy::default()
+        };
+        let mut lookout = Lookout::new(Since::Install(100), policy, Vec::new());
+        let labels = |value: &str| BTreeMap::from([("mesh".to_owned(), value.to_owned())]);
+        assert!(!lookout.see(&entry("a"), None, |_| false));
+        assert!(!lookout.see(&entry("a"), Some(&labels("off")), |_| false));
+        assert!(lookout.see(&entry("a"), Some(&labels("on")), |_| false));
     }
 
     #[test]
     fn an_agent_that_observes_tells_of_nobody() {
         let policy = Policy { mode: Mode::Observe, ..Policy::default() };
         let mut lookout = Lookout::new(Since::Install(100), policy, Vec::new());
-        assert!(!lookout.see(&entry("a"), |_| false));
+        assert!(!lookout.see(&entry("a"), None, |_| false));
     }
 
     #[test]
     fn after_a_boot_it_is_the_containers_start_that_counts() {
         // The pod is older than the boot; the kubelet has not come to it yet, or has.
         let waiting = Entry { last_container: Some(300), ..entry("a") };
-        assert!(!lookout(Since::Boot(400)).see(&waiting, |_| false));
+        assert!(!lookout(Since::Boot(400)).see(&waiting, None, |_| false));
         let running = Entry { last_container: Some(401), ..entry("a") };
-        assert!(lookout(Since::Boot(400)).see(&running, |_| false));
+        assert!(lookout(Since::Boot(400)).see(&running, None, |_| false));
     }
 
     #[test]
@@ -215,6 +249,9 @@ mod tests {
         assert_eq!(Since::load(&dir, true).unwrap(), first);
         fs::write(dir.join(FILE), "half").unwrap();
         assert!(matches!(Since::load(&dir, true).unwrap(), Since::Boot(_)));
+        Since::forget(&dir).unwrap();
+        Since::forget(&dir).unwrap();
+        assert!(matches!(Since::load(&dir, false).unwrap(), Since::Install(_)));
         fs::remove_dir_all(&dir).unwrap();
     }
 }

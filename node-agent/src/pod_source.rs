@@ -3,17 +3,16 @@
 //! redirection, and about the node.
 
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kube::Client;
 use redirect::Metadata;
 use tokio::runtime::Handle;
-use tokio::time::Instant;
 
 use crate::lookout::{Lookout, Since};
 use crate::observability::events::{Events, Said};
 use crate::observability::view::View;
-use crate::pods::{self, Cluster, Directory, Key, Known, PodSource, Seen, Watching};
+use crate::pods::{self, Cluster, Directory, PodSource, Seen, Watching};
 use crate::settings::{PodPlace, Settings};
 
 /// Where pods are known from, and what comes with it.
@@ -24,6 +23,8 @@ pub(crate) struct Source {
     pub(crate) events: Events,
     /// The API server, if there is one.
     pub(crate) client: Option<Client>,
+    /// The agent's own pod.
+    pub(crate) own: Arc<OwnPod>,
 }
 
 /// Start it; `synced` is called once, when all pods of the node are known.
@@ -37,11 +38,11 @@ pub(crate) fn pod_source(
     view: &View,
     synced: impl FnOnce() + Send + 'static,
 ) -> io::Result<Source> {
-    let metrics = &view.metrics;
+    let (metrics, own) = (&view.metrics, Arc::new(OwnPod::new(settings)));
     let node = match &settings.pods {
         PodPlace::Directory(path) => {
             let pods = Arc::new(Directory::watch(path.clone(), metrics.bad_manifests.clone(), synced)?);
-            return Ok(Source { pods, events: Events::none(Arc::clone(metrics)), client: None });
+            return Ok(Source { pods, events: Events::none(Arc::clone(metrics)), client: None, own });
         }
         PodPlace::Node(node) => node.clone(),
     };
@@ -52,33 +53,37 @@ pub(crate) fn pod_source(
     let watching = Watching {
         node,
         namespaces: !settings.policy.excluded_namespaces.is_empty(),
-        seen: Box::new(look_out(settings, was_installed, view, events.clone())?),
+        seen: Box::new(look_out(settings, was_installed, view, (Arc::clone(&own), events.clone()))?),
         synced: Box::new(synced),
     };
     let pods = Arc::new(Cluster::watch(client.clone(), runtime, Arc::clone(metrics), watching));
-    Ok(Source { pods, events, client: Some(client) })
+    Ok(Source { pods, events, client: Some(client), own })
 }
 
-/// Says things about the node as events on the agent's own pod, where people look when the node is not as it should be.
-pub(crate) fn alarm(
-    settings: &Settings,
-    runtime: &Handle,
-    pods: Arc<dyn PodSource>,
-    events: Events,
-) -> impl Fn(&'static str, String) + Send + use<> {
-    let (namespace, name) = (settings.leave.namespace.clone(), settings.pod_name.clone());
-    let runtime = runtime.clone();
-    move |reason, message| {
-        let (namespace, name, pods, events) =
-            (namespace.clone(), name.clone(), Arc::clone(&pods), events.clone());
-        // Its uid is known from the pods of the node: the environment does not have it.
-        runtime.spawn(async move {
-            let key = Key { namespace: &namespace, name: &name, uid: None };
-            if let Ok(Known::Pod(pod)) = pods.find(key, Instant::now()).await {
-                let uid = pod.metadata.uid.clone().unwrap_or_default();
-                events.say(Said { namespace, name, uid, reason, message });
-            }
-        });
+/// The agent's own pod, where people look when the node is not as it should be.
+pub(crate) struct OwnPod {
+    namespace: String,
+    name: String,
+    /// Known once the pods of the node are: the environment does not have it.
+    uid: Mutex<Option<String>>,
+}
+
+impl OwnPod {
+    fn new(settings: &Settings) -> Self {
+        let (namespace, name) = (settings.leave.namespace.clone(), settings.pod_name.clone());
+        Self { namespace, name, uid: Mutex::default() }
+    }
+
+    fn see(&self, Metadata { namespace, name, uid, .. }: &Metadata) {
+        if (namespace, name) == (&self.namespace, &self.name) {
+            self.uid.lock().unwrap_or_else(PoisonError::into_inner).clone_from(uid);
+        }
+    }
+
+    /// Say something about the node, as an event on this pod.
+    pub(crate) fn say(&self, events: &Events, reason: &'static str, message: String) {
+        let Some(uid) = self.uid.lock().unwrap_or_else(PoisonError::into_inner).clone() else { return };
+        events.say(Said { namespace: self.namespace.clone(), name: self.name.clone(), uid, reason, message });
     }
 }
 
@@ -87,7 +92,7 @@ fn look_out(
     settings: &Settings,
     was_installed: bool,
     view: &View,
-    events: Events,
+    (own, events): (Arc<OwnPod>, Events),
 ) -> io::Result<impl FnMut(Seen<'_>) + Send + use<>> {
     let since = Since::load(&settings.run_dir, was_installed)?;
     let excluded = settings.install.entry.exclude_namespaces.clone();
@@ -95,15 +100,17 @@ fn look_out(
     let (records, metrics) = (Arc::clone(&view.records), Arc::clone(&view.metrics));
     Ok(move |seen: Seen<'_>| {
         let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = match seen {
+        let (entry, labels) = match seen {
             Seen::List(uids) => return records.sweep(|uid| uids.contains(uid)),
-            Seen::Pod(entry) => entry,
+            Seen::Pod(entry, labels) => (entry, labels),
         };
+        own.see(&entry.pod.metadata);
         let Metadata { namespace, name, uid, .. } = &entry.pod.metadata;
         let known = |uid: &str| {
-            records.has_pod(uid, (namespace, name)) || records.has_ended(uid, entry.last_container)
+            let name = (namespace.as_str(), name.as_str());
+            records.has_pod(uid, name) || records.has_ended(uid, name, entry.last_container)
         };
-        if !lookout.see(entry, known) {
+        if !lookout.see(entry, labels, known) {
             return;
         }
         let (reason, uid) = ("started_unredirected", uid.clone().unwrap_or_default());

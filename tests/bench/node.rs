@@ -90,7 +90,7 @@ pub(crate) fn measure_known(plugin: &Path, agent: &Path, report: &mut Report) {
         }
     }
     let [one, many] = times.map(median);
-    report.limited(&format!("ADD with {KNOWN} pods known, p50"), many / one, "x with 1", 1.1);
+    report.limited(&format!("ADD with {KNOWN} manifests known, p50"), many / one, "x with 1", 1.1);
 }
 
 fn say(report: &mut Report, times: Times, memory: &[f64]) {

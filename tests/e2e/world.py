@@ -29,6 +29,7 @@ class World:
     def __init__(self, lab, smoke):
         self.lab = lab
         self.smoke = smoke  # the quicker half of what takes minutes
+        self.scripts = HERE.parent.parent / "install-scripts"
         lab.enter()
         self.api = api.Api(lab.state / "pki")
         self.installed = None  # (shape, tag, ...)
@@ -36,6 +37,7 @@ class World:
         self.primary = {node: lab.node(node, "cat", PRIMARY) for node in lab.nodes()}
         self.before = {node: self.tree(node) for node in lab.nodes()}
         self.made_namespaces = {"default", "kube-system"}
+        self.expected_alarms = set()
 
     # The agent
 
@@ -130,9 +132,9 @@ class World:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def alarms(self):
-        """The pods that the agents ever said of that they run without redirection."""
+        """What the agents ever said about pods that run without redirection: {(namespace, name, event)}"""
         events = self.api.request("GET", "/api/v1/events?fieldSelector=reason=started_unredirected")["items"]
-        return {event["involvedObject"]["name"] for event in events}
+        return {(event["metadata"]["namespace"], event["involvedObject"]["name"], event["metadata"]["name"]) for event in events}
 
     def metrics(self, node):
         """{'name{labels}': value} of the agent on a node."""

@@ -223,10 +223,19 @@ fn uninstall_ends_the_agents_then_cleans_each_node_then_removes_the_objects() {
             0,
             "Succeeded n1 istio-cni-node-cleanup-1\nSucceeded n2 istio-cni-node-cleanup-2",
         ),
+        ("get namespace istio-cni --ignore-not-found -o jsonpath", 0, "waylay"),
+        ("get namespace istio-cni", 0, "namespace/istio-cni"),
+        ("get serviceaccount istio-cni", 0, "serviceaccount/istio-cni"),
+        ("get resourcequota", 0, "resourcequota/istio-cni-resource-quota"),
     ];
+    // Its own namespace stays unless it is to go.
+    let cluster = Cluster::new(&daemonset);
+    cluster.run(SHELLS[0], "uninstall.sh", &[]).with(0);
+    assert!(!cluster.calls().iter().any(|call| call.starts_with("delete namespace")));
     for shell in SHELLS {
         let cluster = Cluster::new(&daemonset);
         let said = cluster.run(shell, "uninstall.sh", &["--delete-namespace"]).with(0);
+        assert!(!cluster.calls().iter().any(|call| call.starts_with("create ")));
         assert!(said.contains("clean: 2 nodes"), "{said}");
         let order = [
             "delete daemonset istio-cni-node",
@@ -243,6 +252,7 @@ fn uninstall_ends_the_agents_then_cleans_each_node_then_removes_the_objects() {
         for (pod, node) in pods.iter().zip(["n1", "n2"]) {
             assert!(pod["metadata"]["name"].as_str().unwrap().starts_with("istio-cni-node-"));
             assert_eq!(pod["spec"]["nodeName"], node);
+            assert_eq!(pod["spec"]["priorityClassName"], "system-node-critical");
             let container = &pod["spec"]["containers"][0];
             assert_eq!(container["command"], json!(["install-cni", "uninstall"]));
             assert_eq!(container["image"], "r.test/w:2");
@@ -259,6 +269,7 @@ fn uninstall_ends_the_agents_then_cleans_each_node_then_removes_the_objects() {
 #[test]
 fn uninstall_makes_what_is_gone_and_it_needs_and_takes_it_away_again() {
     let answers = [
+        ("get namespace istio-cni --ignore-not-found -o jsonpath", 0, "waylay-cleanup"),
         ("get namespace istio-cni", 0, ""),
         ("get serviceaccount istio-cni", 0, ""),
         ("name=waylay-cleanup -o jsonpath", 0, "Succeeded n1 istio-cni-node-cleanup-1"),
@@ -267,13 +278,15 @@ fn uninstall_makes_what_is_gone_and_it_needs_and_takes_it_away_again() {
     cluster.run(SHELLS[0], "uninstall.sh", &[]).with(0);
     let order = [
         "create namespace istio-cni",
-        "label namespace istio-cni pod-security.kubernetes.io/enforce=privileged",
+        "label namespace istio-cni pod-security.kubernetes.io/enforce=privileged app.kubernetes.io/name=waylay-cleanup",
+        "get namespace istio-cni --ignore-not-found -o jsonpath",
         "create serviceaccount istio-cni -n istio-cni",
         "apply -f -",
         "serviceaccount/istio-cni",
         "delete namespace istio-cni",
     ];
     in_order(&cluster.calls(), &order);
+    assert_eq!(cluster.applied()[0]["spec"]["priorityClassName"], "");
 }
 
 #[test]

@@ -22,8 +22,8 @@ use std::sync::Arc;
 const QUIET: Duration = Duration::from_secs(300);
 /// Pods and reasons remembered for that.
 const REMEMBERED: usize = 1024;
-/// Events that wait for the API server; what does not fit is counted.
-const QUEUE: usize = 64;
+/// Events that wait for the API server, one for each pod that a node may have; what does not fit is counted.
+const QUEUE: usize = 512;
 /// How long the API server may take for one.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Longest message, as the API server has it.

@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::metrics::Metrics;
 
 /// How long a question may wait for the start to end. The kubelet waits 1 s for an answer, unless told otherwise.
 const STARTING: Duration = Duration::from_millis(700);
+/// When the start is over, come what may: what is still in the way then is to be told at once.
+const STARTED: Duration = Duration::from_secs(5);
 
 /// What must hold before the agent counts as ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +36,7 @@ pub(crate) struct Readiness {
     metrics: Arc<Metrics>,
     /// Whether nothing was left, ever.
     started: watch::Sender<bool>,
+    began: Instant,
 }
 
 impl Blocker {
@@ -66,6 +69,7 @@ impl Readiness {
             left: Mutex::default(),
             metrics,
             started: watch::Sender::new(false),
+            began: Instant::now(),
         };
         checks.into_iter().for_each(|blocker| readiness.block(blocker, blocker.beginning()));
         readiness
@@ -86,6 +90,9 @@ impl Readiness {
     /// Wait while the agent starts, but not for long. The start takes 50 ms, and after a refusal the kubelet asks again only
     /// after its whole period, 10 s unless told otherwise.
     pub(crate) async fn settle(&self) {
+        if self.began.elapsed() > STARTED {
+            return;
+        }
         let _ = timeout(STARTING, self.started.subscribe().wait_for(|started| *started)).await;
     }
 
@@ -141,6 +148,11 @@ mod tests {
         readiness.block(Blocker::Socket, "lost");
         readiness.settle().await;
         assert_eq!(begin.elapsed(), STARTING + Duration::from_millis(50));
+        let stuck = Readiness::new(vec![Blocker::Ambient], Arc::new(Metrics::new()));
+        tokio::time::sleep(STARTED + Duration::from_millis(1)).await;
+        let begin = Instant::now();
+        stuck.settle().await;
+        assert_eq!(begin.elapsed(), Duration::ZERO);
     }
 
     #[test]

@@ -35,7 +35,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 pub(crate) use handler::Handler;
-pub(crate) use records::Records;
+pub(crate) use records::{Records, forget};
 pub(crate) use role::{Lost, run as hold_role};
 #[cfg(feature = "fault-injection")]
 pub(crate) use self_test::fault;

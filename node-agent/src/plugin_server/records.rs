@@ -9,7 +9,8 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,6 +29,8 @@ const LONGEST: usize = 240;
 const MAX_LEN: u64 = 4096;
 /// A record younger than this is not swept: the API server may not have told of its pod yet.
 const YOUNG: Duration = Duration::from_secs(600);
+/// Seconds after which the API server has long told of the end of what ran in a sandbox.
+const REMEMBERED: i64 = 600;
 
 /// One attachment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +63,7 @@ pub(crate) struct Records {
     /// Nowhere: in memory only.
     dir: Option<PathBuf>,
     by_file: HashMap<String, Record>,
-    /// When the last sandbox of a pod ended, by uid, in seconds since 1970.
+    /// When the last sandbox of a pod ended, by its [`key`], in seconds since 1970.
     ended: HashMap<String, i64>,
     recent: Recent,
 }
@@ -100,7 +103,7 @@ impl Records {
     /// The ADD of `sandbox` is about to be answered.
     ///
     /// # Errors
-    /// Those of writing the file; the record is kept in memory all the same.
+    /// Those of writing the file; the record is kept in memory all the same, unless there are too many.
     pub(crate) fn insert(&mut self, sandbox: &Sandbox, redirected: bool, reason: &str) -> io::Result<()> {
         let Some(file) = file(sandbox) else { return Ok(()) };
         if self.by_file.len() >= LIMIT && !self.by_file.contains_key(&file) {
@@ -122,12 +125,14 @@ impl Records {
     pub(crate) fn remove(&mut self, sandbox: &Sandbox) {
         let Some(file) = file(sandbox) else { return };
         self.by_file.remove(&file);
-        if let Some(uid) = &sandbox.uid {
-            if self.ended.len() >= LIMIT {
-                self.ended.clear();
-            }
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-            self.ended.insert(uid.clone(), i64::try_from(now).unwrap_or(i64::MAX));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        if self.ended.len() >= LIMIT {
+            self.ended.retain(|_, ended| *ended > now - REMEMBERED);
+        }
+        if self.ended.len() < LIMIT {
+            let Sandbox { namespace, name, uid, .. } = sandbox;
+            self.ended.insert(key(uid.as_deref().unwrap_or_default(), (namespace, name)), now);
         }
         if let Some(dir) = &self.dir {
             let _ = fs::remove_file(dir.join(file));
@@ -144,26 +149,30 @@ impl Records {
         }
     }
 
-    /// Whether a sandbox of the pod `uid` had its ADD; `name` is its namespace and name, for runtimes that send no uid.
+    /// Whether a sandbox of the pod `uid` had its ADD, or may have had; `name` is its namespace and name, for runtimes that send
+    /// no uid.
     pub(crate) fn has_pod(&mut self, uid: &str, (namespace, name): (&str, &str)) -> bool {
         let is_it = |record: &Record| match record.uid.as_str() {
             "" => record.namespace == namespace && record.name == name,
             other => other == uid,
         };
-        self.by_file.values().any(is_it) || (self.load().is_ok() && self.by_file.values().any(is_it))
+        let found =
+            self.by_file.values().any(is_it) || (self.load().is_ok() && self.by_file.values().any(is_it));
+        // When it is full, some have none.
+        found || self.by_file.len() >= LIMIT
     }
 
     /// Whether what ran in the pod `uid` at `time` (seconds since 1970) ended with a sandbox whose DEL came: the pod's
     /// status tells of that later.
-    pub(crate) fn has_ended(&self, uid: &str, time: Option<i64>) -> bool {
-        self.ended.get(uid).is_some_and(|ended| time <= Some(*ended))
+    pub(crate) fn has_ended(&self, uid: &str, name: (&str, &str), time: Option<i64>) -> bool {
+        let ended = self.ended.get(uid).or_else(|| self.ended.get(&key("", name)));
+        ended.is_some_and(|ended| time <= Some(*ended))
     }
 
     /// Remove the records of pods that are not there any more, whose DEL never came.
     pub(crate) fn sweep(&mut self, is_there: impl Fn(&str) -> bool) {
         let Some(dir) = self.dir.clone() else { return };
         let _ = self.load();
-        self.ended.retain(|uid, _| is_there(uid));
         self.by_file.retain(|file, record| {
             let path = dir.join(file);
             let keep = record.uid.is_empty() || is_there(&record.uid) || old(&path) == Some(false);
@@ -198,10 +207,29 @@ fn file(sandbox: &Sandbox) -> Option<String> {
     (usable && name.len() <= LONGEST).then_some(name)
 }
 
+/// Of a pod: its uid, or for runtimes that send none its namespace and name.
+fn key(uid: &str, (namespace, name): (&str, &str)) -> String {
+    if uid.is_empty() { format!("{namespace}/{name}") } else { uid.to_owned() }
+}
+
+/// Remove the records and all else that says what happened on this node, after an uninstall.
+///
+/// # Errors
+/// Those of removing files.
+pub(crate) fn forget(run_dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(run_dir.join(DIR)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Without fsync: the run directory is in memory, and does not outlive the node's sandboxes.
 fn write(dir: &Path, file: &str, record: &Record) -> io::Result<()> {
     let temporary = dir.join(format!(".{file}"));
-    fs::write(&temporary, serde_json::to_vec(record)?)?;
+    // Names and uids of pods are nobody's business, also where the kubelet made the directory.
+    let mut options = fs::File::options();
+    let mut new = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    new.write_all(&serde_json::to_vec(record)?)?;
     fs::rename(&temporary, dir.join(file))
 }
 
@@ -277,10 +305,33 @@ mod tests {
     #[test]
     fn what_ran_before_its_sandbox_ended_is_told_from_what_was_started_after() {
         let mut records = Records::default();
-        records.remove(&sandbox("a", Some("1")));
-        let now = records.ended["1"];
-        assert!(records.has_ended("1", None) && records.has_ended("1", Some(now)));
-        assert!(!records.has_ended("1", Some(now + 1)) && !records.has_ended("2", Some(now)));
+        for (id, uid) in [("a", Some("1")), ("b", None)] {
+            records.remove(&sandbox(id, uid));
+        }
+        let (a, b, now) = (("n", "pod-a"), ("n", "pod-b"), records.ended["1"]);
+        assert!(records.has_ended("1", a, None) && records.has_ended("1", a, Some(now)));
+        assert!(!records.has_ended("1", a, Some(now + 2)) && !records.has_ended("2", a, Some(now)));
+        // Without a uid from the runtime the name has to do.
+        assert!(records.has_ended("any", b, Some(now)) && !records.has_ended("any", b, Some(now + 2)));
+    }
+
+    #[test]
+    fn when_there_are_too_many_nothing_is_said_of_pods_without_one() {
+        let mut records = Records::default();
+        for n in 0..LIMIT {
+            records.insert(&sandbox(&n.to_string(), Some(&n.to_string())), true, "programmed").unwrap();
+        }
+        assert!(records.insert(&sandbox("x", Some("x")), true, "programmed").is_err());
+        assert!(records.has_pod("x", ("n", "pod-x")));
+    }
+
+    #[test]
+    fn after_an_uninstall_nothing_is_left() {
+        let dir = Dir::new("forget");
+        Records::open(&dir.0).unwrap().insert(&sandbox("a", Some("1")), true, "programmed").unwrap();
+        forget(&dir.0).unwrap();
+        forget(&dir.0).unwrap();
+        assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 0);
     }
 
     #[test]

@@ -60,8 +60,8 @@ pub(crate) struct Watching {
 
 /// What is told of.
 pub(crate) enum Seen<'a> {
-    /// A pod that came or changed.
-    Pod(&'a Entry),
+    /// A pod that came or changed, and the labels of its namespace, if they are watched and known.
+    Pod(&'a Entry, Option<&'a BTreeMap<String, String>>),
     /// A list is whole; these uids are in it.
     List(&'a HashSet<&'a str>),
 }
@@ -225,12 +225,12 @@ impl Shared {
     }
 
     fn take(&self, event: Event<PodObject>, seen: &mut dyn FnMut(Seen<'_>)) {
-        let mut store = lock(&self.store);
+        let (mut store, namespaces) = (lock(&self.store), lock(&self.namespaces));
         match event {
             Event::Init => store.begin(),
             Event::InitApply(pod) => {
                 let entry = Entry::from(pod);
-                seen(Seen::Pod(&entry));
+                seen(Seen::Pod(&entry, namespaces.get(&entry.pod.metadata.namespace)));
                 store.list(entry);
             }
             Event::InitDone => {
@@ -239,13 +239,13 @@ impl Shared {
             }
             Event::Apply(pod) => {
                 let entry = Entry::from(pod);
-                seen(Seen::Pod(&entry));
+                seen(Seen::Pod(&entry, namespaces.get(&entry.pod.metadata.namespace)));
                 store.apply(entry);
             }
             Event::Delete(pod) => store.remove(&Entry::from(pod)),
         }
         self.metrics.pods.set(i64::try_from(store.len()).unwrap_or(i64::MAX));
-        drop(store);
+        drop((store, namespaces));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.metrics.watch_event.set(now.as_secs_f64());
         self.changed.send_modify(|generation| *generation += 1);

@@ -8,7 +8,7 @@ from supervise import wait_for
 from world import expect
 
 TITLE = "node start: agent and 20 pods in random order"
-# Chained, some are, and each is to be told of.
+# Chained, some are, and they are to be told of, and no others.
 UNREDIRECTED = True
 NODE, NAMESPACE, PODS, TIMES = "n1", "boot", 20, 5
 
@@ -29,7 +29,7 @@ def run(world, say):
 
 def one_start(world, mode, anew):
     """(pods that bypass, seconds until all ran). `anew`: the primary network writes its list only some time after the start."""
-    before = {pod["metadata"]["name"]: restarts(pod) for pod in world.api.pods(NAMESPACE)}
+    before, told = {pod["metadata"]["name"]: restarts(pod) for pod in world.api.pods(NAMESPACE)}, world.alarms()
     primary = world.lab.state / NODE / "disk/etc/cni/net.d/10-lab.conflist"
     kept = world.primary[NODE]
     world.lab.reboot(NODE, while_off=(lambda disk: primary.unlink()) if anew else None)
@@ -48,9 +48,9 @@ def one_start(world, mode, anew):
     bypassing = sorted(pod["metadata"]["name"] for pod in now if not world.redirected(pod))
     if mode == "own file":
         expect(not bypassing, f"in own-file mode these run without redirection: {bypassing}")
-    for name in bypassing:
-        wait_for(f"an event that {name} is not redirected", 30, lambda name=name: any(
-            "started_unredirected" in event["reason"] + event["message"] for event in world.api.events(NAMESPACE, name)))
+    wait_for(f"events about {bypassing}", 30, lambda: {name for _, name, _ in world.alarms() - told} >= set(bypassing))
+    alarmed = sorted(name for _, name, _ in world.alarms() - told)
+    expect(alarmed == bypassing, f"told of {alarmed}, not of {bypassing}")
     return len(bypassing), took
 
 

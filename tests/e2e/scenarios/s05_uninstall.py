@@ -20,7 +20,9 @@ def run(world, say):
         world.install(shape)
         uninstall(world, lambda text, shape=shape: say(f"{shape}: {text}"))
     if not world.smoke:
-        gone_for_good(world, say)
+        for shape in ("chart", "existing-1.32"):
+            gone_for_good(world, shape, lambda text, shape=shape: say(f"{shape}: {text}"))
+            clean(world)
 
 
 def uninstall(world, say):
@@ -44,9 +46,9 @@ def uninstall(world, say):
     say("running pods went on through their proxies, a new one started, and all could be deleted")
 
 
-def gone_for_good(world, say):
+def gone_for_good(world, shape, say):
     """Uninstalled while the agents crash: nobody cleans the nodes."""
-    world.install("existing-1.32")
+    world.install(shape)
     world.update("crash", CRASH, surge=False)
     wait_for("the agents to have crashed", 120, lambda: len(world.agents()) == len(world.before) and all(map(crashed, world.agents())))
     world.uninstall()
@@ -61,6 +63,14 @@ def gone_for_good(world, say):
            f"the mesh pod's error does not name the clean-up command: {event['message']}")
     world.delete("stay")
     say(f"uninstalled while the agents crashed: plain pods start on {', '.join(left)}; a mesh pod's error names the clean-up command")
+
+
+def clean(world):
+    """By hand, for those that come after."""
+    script = (world.scripts / "node-cleanup.sh").read_text(encoding="utf-8")
+    for node in world.lab.nodes():
+        world.lab.node(node, "sh", "-s", input=script)
+    world.wait_clean("node-cleanup.sh", seconds=5)
 
 
 def crashed(pod):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent costs on a cluster, against limits. One node has the agent and the other has not; pods start on both in turn."""
+import contextlib
 import json
 import pathlib
 import re

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Without Helm: the plain manifests, put on and taken off by install-scripts/."""
 import os
-import pathlib
 import subprocess
 
 import pods
 from world import difference, expect, url
 
 TITLE = "install.sh, preflight.sh, uninstall.sh and node-cleanup.sh on a cluster"
-SCRIPTS = pathlib.Path(__file__).resolve().parent.parent.parent.parent / "install-scripts"
 IMAGE, NAMESPACE = ["--image", "localhost/waylay:dev"], "scripts"
 
 
@@ -43,7 +41,7 @@ def leftovers(world, say):
     world.lab.kubectl("delete", "namespace", "istio-cni", "--timeout=120s", timeout=130)
     trees = {node: world.tree(node) for node in world.lab.nodes()}
     expect(all(trees[node] != tree for node, tree in world.before.items()), "the agents cleaned up: nothing is proven")
-    world.lab.node("n1", "sh", "-s", input=(SCRIPTS / "node-cleanup.sh").read_text(encoding="utf-8"))
+    world.lab.node("n1", "sh", "-s", input=(world.scripts / "node-cleanup.sh").read_text(encoding="utf-8"))
     expect(world.tree("n1") == world.before["n1"], f"node-cleanup.sh left:\n{difference(world.before['n1'], world.tree('n1'))}")
     done = script(world, "uninstall.sh", *IMAGE)
     expect(done.returncode == 0, f"uninstall.sh without the namespace: {done.stderr}")
@@ -56,4 +54,4 @@ def leftovers(world, say):
 def script(world, name, *arguments):
     """As a person runs it, with the cluster's kubectl."""
     environment = dict(os.environ, PATH=f"{world.lab.state}/bin:{os.environ['PATH']}")
-    return subprocess.run([SCRIPTS / name, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([world.scripts / name, *arguments], env=environment, capture_output=True, text=True, timeout=300)
