@@ -81,6 +81,7 @@ fn each_decision_is_one_line_and_one_count() {
         "waylay_adds_total{result=\"done\",reason=\"programmed\"} 1",
         "waylay_adds_total{result=\"done\",reason=\"no_sidecar\"} 1",
         "waylay_add_duration_seconds_count 2",
+        "waylay_rules_written_total 10",
         "waylay_socket_holder 1",
     ] {
         assert!(metrics.lines().any(|l| l == line), "{line}\n{metrics}");

@@ -90,6 +90,8 @@ pub(crate) struct Metrics {
     pub(crate) watch_event: Gauge<f64, AtomicU64>,
     /// Failures of the watch of pods; each is tried again.
     pub(crate) watch_errors: Counter,
+    /// Rules written into pods.
+    pub(crate) rules_written: Counter,
     /// How often the plugin or its configuration had to be put back.
     pub(crate) install_restored: Counter,
     /// 1 while somebody takes our entry out again and again.
@@ -115,6 +117,7 @@ impl Metrics {
             refused: new(ours, "refused_peers", "Connections and messages refused"),
             notices: new(ours, "notices", "What the plugin did without the agent"),
             ipv6: new(ours, "ipv6", "Redirected pods by what is done with their IPv6"),
+            rules_written: new(ours, "rules_written", "Rules written into pods"),
             bypasses: new(ours, "bypasses", "Mesh pods whose traffic goes past their proxy"),
             events: new(ours, "events", "Events on pods by what became of them"),
             blocked: new(ours, "blocked", "1 for each check that keeps the agent from being ready"),

@@ -310,11 +310,11 @@ impl End {
 
     fn add(mut self, wanted: Wanted, mut sandboxed: Sandboxed, ipv6: Ipv6Decision) {
         let result = sandboxed.add(wanted, ipv6);
-        if let Ok(reason) = result {
+        if let Ok((reason, rules)) = result {
             record(&self.records, &self.sandbox, true, reason);
-            self.reply.ipv6 = Some(ipv6);
+            self.reply.written = Some((ipv6, rules));
         }
-        self.send(result, sandboxed);
+        self.send(result.map(|(reason, _)| reason), sandboxed);
     }
 
     /// Answer, then close.

@@ -11,7 +11,7 @@ use agent_api::netns::Netns;
 use kernel::route::Address;
 use kernel::{Applied, Error, PodNetns};
 use redirect::{Config, Ipv6, Ipv6Decision, Ipv6Policy, compile, decide_ipv6};
-use ruleset::{Fingerprint, FingerprintError};
+use ruleset::{Fingerprint, FingerprintError, Plan};
 
 use super::descriptors::Descriptors;
 use super::failure::Failure;
@@ -89,17 +89,21 @@ impl Sandboxed {
         Ok(())
     }
 
-    /// Compile, and write. The reason code says what there was.
+    /// Compile, and write. The reason code says what there was; with it, how many rules were written.
     ///
     /// # Errors
     /// [`Failure`]; asking again is safe.
-    pub(crate) fn add(&mut self, wanted: Wanted, ipv6: Ipv6Decision) -> Result<&'static str, Failure> {
+    pub(crate) fn add(
+        &mut self,
+        wanted: Wanted,
+        ipv6: Ipv6Decision,
+    ) -> Result<(&'static str, usize), Failure> {
         let config = Config { ipv6: ipv6.treatment(), ..wanted.config };
         let plan = compile(&config).in_form(self_test::form());
         match self.pod.apply(&plan).map_err(kernel("write the rules"))? {
-            Applied::Created => Ok("programmed"),
-            Applied::Unchanged => Ok("unchanged"),
-            Applied::Replaced => Ok("replaced"),
+            Applied::Created => Ok(("programmed", rules(&plan))),
+            Applied::Unchanged => Ok(("unchanged", 0)),
+            Applied::Replaced => Ok(("replaced", rules(&plan))),
         }
     }
 
@@ -140,6 +144,10 @@ impl Sandboxed {
         }
         Ok("rules_as_written")
     }
+}
+
+fn rules(plan: &Plan) -> usize {
+    plan.tables.iter().flat_map(|table| &table.chains).map(|chain| chain.rules.len()).sum()
 }
 
 fn kernel(attempt: &'static str) -> impl FnOnce(Error) -> Failure {

@@ -41,8 +41,8 @@ pub(crate) struct Reply {
     sandbox: Sandbox,
     /// Inode of the pod's netns, 0 while unknown.
     pub(crate) inode: u64,
-    /// What is done with the pod's IPv6, once rules are written.
-    pub(crate) ipv6: Option<Ipv6Decision>,
+    /// Once rules are there: what is done with the pod's IPv6, and how many were written.
+    pub(crate) written: Option<(Ipv6Decision, usize)>,
     /// The pod's runtime class, when its runtime does not heed the rules.
     pub(crate) runtime_class: Option<String>,
     /// Where pods are told of.
@@ -86,11 +86,15 @@ impl Reply {
             operation,
             sandbox,
             inode: 0,
-            ipv6: None,
+            written: None,
             runtime_class: None,
             events: None,
             records: None,
         }
+    }
+
+    fn ipv6(&self) -> Option<Ipv6Decision> {
+        self.written.map(|(ipv6, _)| ipv6)
     }
 
     /// Answer, then log and count.
@@ -159,7 +163,7 @@ impl Reply {
         if answer.outcome != Outcome::Done {
             return;
         }
-        if self.ipv6 == Some(Ipv6Decision::Bypass) {
+        if self.ipv6() == Some(Ipv6Decision::Bypass) {
             let reason = Ipv6Decision::Bypass.code();
             self.metrics.bypass(reason);
             self.say(reason, format!("the pod has an IPv6 address, and its proxy does not serve IPv6, which goes past it: {IPV6_HINT}"));
@@ -194,8 +198,9 @@ impl Reply {
             Operation::Check => self.metrics.check(result, reason),
             Operation::Ping | Operation::Unknown => {}
         }
-        if let Some(ipv6) = self.ipv6 {
+        if let Some((ipv6, rules)) = self.written {
             self.metrics.ipv6(ipv6.code());
+            self.metrics.rules_written.inc_by(u64::try_from(rules).unwrap_or(u64::MAX));
         }
         if refused {
             self.metrics.refuse(reason);
@@ -204,7 +209,7 @@ impl Reply {
 
     fn remember(&self, answer: &Answer, reason: &'static str) {
         let verb = match self.operation {
-            Operation::Add => Verb::Add(self.inode, self.ipv6.map(Ipv6Decision::code)),
+            Operation::Add => Verb::Add(self.inode, self.ipv6().map(Ipv6Decision::code)),
             Operation::Check => Verb::Check,
             Operation::Ping | Operation::Unknown => return,
         };
@@ -226,7 +231,7 @@ impl Reply {
                     pod.uid = self.sandbox.uid.as_deref().unwrap_or_default(),
                     container_id = self.sandbox.container_id,
                     netns.inode = self.inode,
-                    ipv6 = self.ipv6.map(Ipv6Decision::code),
+                    ipv6 = self.ipv6().map(Ipv6Decision::code),
                     elapsed_ms = elapsed.as_micros() as f64 / 1000.0,
                     $($field,)*
                     $text
@@ -237,7 +242,7 @@ impl Reply {
         match (unsent.map(ToString::to_string), answer.outcome) {
             (Some(unsent), _) => line!(warn, "answered, but the plugin is gone", unsent),
             (None, Outcome::Done) if self.operation == Operation::Check => line!(debug, "checked"),
-            (None, Outcome::Done) if self.ipv6 == Some(Ipv6Decision::Bypass) => {
+            (None, Outcome::Done) if self.ipv6() == Some(Ipv6Decision::Bypass) => {
                 line!(warn, "answered; the pod's IPv6 goes past its proxy")
             }
             (None, Outcome::Done) => line!(info, "answered"),
