@@ -108,7 +108,19 @@ fn with_arguments(pod: &Value) -> Vec<Value> {
         each_proxy(&mut pod, |proxy| proxy["args"] = way.clone());
         pod
     };
-    [pod.clone()].into_iter().chain(ways.iter().map(changed)).collect()
+    // Of two proxies the later one counts, if its arguments say something.
+    let differing = [["sidecar", "router"], ["router", "sidecar"], ["router", ""]].map(|kinds| {
+        let mut pod = pod.clone();
+        for (name, kind) in LISTS.into_iter().zip(kinds) {
+            let args = if kind.is_empty() { json!(["proxy"]) } else { json!(["proxy", kind]) };
+            list(&mut pod, name)
+                .iter_mut()
+                .filter(|c| c["name"] == PROXY)
+                .for_each(|c| c["args"] = args.clone());
+        }
+        pod
+    });
+    [pod.clone()].into_iter().chain(differing).chain(ways.iter().map(changed)).collect()
 }
 
 /// Every combination of the labels and annotations that decide, and what they say: with all words for the inject label and
