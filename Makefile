@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build build-arm64 build-fault image demo test test-chart lint deny fmt test-arm64 test-image test-packets test-kernel test-kernel-ci soak bench fuzz fuzz-ci lab-binaries e2e-image e2e e2e-smoke cluster-up cluster-shell cluster-down clean
+.PHONY: help setup build build-arm64 image demo test test-chart lint deny fmt test-arm64 test-image test-packets test-kernel test-kernel-ci soak bench fuzz fuzz-ci lab-binaries e2e-image e2e e2e-smoke cluster-up cluster-shell cluster-down clean
 .NOTPARALLEL:
 
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -46,11 +46,8 @@ test-image: image ## what is in the image, and that packing it again gives the s
 demo: setup build ## four pods, real Envoy, real HTTP, both families; KEEP=1 leaves it up to look around
 	@target/venv/bin/python -B tests/demo/demo.py $(if $(KEEP),--keep)
 
-test: lint build build-fault demo fuzz-ci test-kernel-ci test-chart test-image test-arm64 ## everything that CI runs: lint, demo, fuzzing, a second kernel, the image, arm64, all tests
+test: lint build demo fuzz-ci test-kernel-ci test-chart test-image test-arm64 ## everything that CI runs: lint, demo, fuzzing, a second kernel, the image, arm64, all tests
 	@tests/run.sh --workspace
-
-build-fault: ## the agent with kill points, for the fault tests
-	cargo build --locked -p node-agent --features fault-injection --target-dir $(CARGO_TARGET_DIR)/fault
 
 test-chart: setup build ## the Helm chart: each value, platform and Kubernetes version rendered by real Helm
 	@target/venv/bin/python -B tests/chart/test.py
