@@ -68,13 +68,12 @@ class World:
         shape, self.installed = self.installed[0], None
         self.lab.keep_agent_logs()
         if shape == "chart":
-            self.lab.run("helm", "uninstall", "istio-cni", "-n", self.namespace, "--wait", "--timeout=60s", timeout=90)
+            self.lab.run("helm", "uninstall", "istio-cni", "-n", self.namespace, "--wait", "--timeout=150s", timeout=180)
         else:
-            self.lab.kubectl("delete", "--ignore-not-found", "--timeout=60s", "-f", HERE / "manifests" / f"{shape}.yaml", timeout=90)
+            self.lab.kubectl("delete", "--ignore-not-found", "--timeout=150s", "-f", HERE / "manifests" / f"{shape}.yaml", timeout=180)
 
     def wait_clean(self, when, seconds=150):
-        """Until the directories of all nodes are as they were before anything was installed. (After the API server was away, the
-        cluster takes 40 s before it deletes the pods of a DaemonSet.)"""
+        """Until the directories of all nodes are as they were before anything was installed."""
         for node, tree in self.before.items():
             try:
                 wait_for("clean directories", seconds, lambda node=node, tree=tree: self.tree(node) == tree)

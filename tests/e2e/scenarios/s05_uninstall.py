@@ -123,6 +123,8 @@ def api_down(world):
     finally:
         world.lab.release("kube-apiserver")
     wait_for("the API server to come back", 60, lambda: world.lab.run("kubectl", "get", "--raw=/readyz", check=False).returncode == 0)
+    # It would wait for up to a minute more before it deletes anything, which is not what is looked at here.
+    world.lab.kill_daemon("kube-controller-manager")
     world.wait_installed()
 
 
