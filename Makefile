@@ -93,7 +93,8 @@ cluster-down: ## end it, and remove everything that it left
 	@tests/e2e/lab.py down
 
 bench: image ## the figures and their limits: a table, and target/bench/report.json
-	cargo run --locked --release -p waylay-tests --bin bench
+	# In memory, as the run directory is on a node.
+	TMPDIR=/dev/shm cargo run --locked --release -p waylay-tests --bin bench
 
 lint: deny ## formatting, clippy, licences, shell scripts
 	cargo fmt --all --check
