@@ -74,7 +74,8 @@ pub fn faulty_agent_binary() -> &'static Path {
     PATH.get_or_init(|| {
         let built = build(&["-p", "node-agent", "--features", "fault-injection"], "debug/install-cni");
         // Whoever builds the agent next, without them, puts that in the same place.
-        let (path, new) = (built.with_file_name("install-cni.faulty"), built.with_file_name("install-cni.new"));
+        let (path, new) =
+            (built.with_file_name("install-cni.faulty"), built.with_file_name("install-cni.new"));
         fs::copy(built, &new).and_then(|_| fs::rename(&new, &path)).expect("the target directory is ours");
         path
     })
