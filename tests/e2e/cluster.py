@@ -8,7 +8,6 @@ its processes are killed, /run is emptied, its disk stays.
 import json
 import os
 import pathlib
-import shutil
 import ssl
 import subprocess
 import sys
@@ -145,7 +144,6 @@ class Cluster:
         cgroups.remove(group)
         for pid_file in (self.state / name).glob("*.pid"):
             pid_file.unlink()
-        shutil.rmtree(self.state / name / "run")
         # `off` keeps the power off: the node comes back when the file goes.
         self.supervisor.wait(f"{name} to be switched on", 600, lambda: not (self.state / name / "off").exists())
         self.boot(number)

@@ -148,6 +148,11 @@ class Lab:
         """A command in a node's namespaces. Not for daemons: it is outside the node's control group."""
         return self.run("node", name, *command, **options).stdout
 
+    def root_of(self, node):
+        """Where a node's files are, as the node has them."""
+        pid = (self.state / node / "init.pid").read_text(encoding="ascii").strip()
+        return pathlib.Path(f"/proc/{self.init}/root/proc/{pid}/root")
+
     def start_on_node(self, name, *command):
         """A command as `node` runs it, that goes on meanwhile. It must end by itself."""
         return subprocess.Popen([str(self.state / "bin/node"), name, *command], stdin=subprocess.DEVNULL)
@@ -180,7 +185,7 @@ class Lab:
             off.touch()
         (self.state / node / "reboot").touch()
         if while_off:
-            wait_for(f"{node} to be off", 30, lambda: not (self.state / node / "run").exists())
+            wait_for(f"{node} to be off", 30, lambda: not (self.state / node / "init.pid").exists())
             while_off(self.state / node / "disk")
             off.unlink()
         wait_for(f"{node} to start again", 60, lambda: not (self.state / node / "reboot").exists(), [self.state / "logs/cluster.log"])

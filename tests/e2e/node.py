@@ -3,7 +3,7 @@
 """`node.py STATE NUMBER`: first process of a node, in its own mount, network, UTS and cgroup namespaces.
 
 Makes the node's file system and network, then keeps containerd, the kubelet and kube-proxy running. What a node keeps
-over a reboot is in STATE/NAME/disk; /run is STATE/NAME/run.
+over a reboot is in STATE/NAME/disk; /run is in memory.
 """
 import json
 import os
@@ -53,12 +53,12 @@ class Node:
         disk = self.home / "disk"
         for name in ("opt", "var/lib", "var/log", "var/tmp", "etc", ".etc"):
             (disk / name).mkdir(parents=True, exist_ok=True)
-        (self.home / "run").mkdir(exist_ok=True)
         if not (disk / "var/run").is_symlink():
             (disk / "var/run").symlink_to("../run")
         command("mount", "-t", "overlay", "overlay", "-o", f"lowerdir=/etc,upperdir={disk}/etc,workdir={disk}/.etc", "/etc")
-        for source, target in ((disk / "opt", "/opt"), (disk / "var", "/var"), (self.home / "run", "/run")):
+        for source, target in ((disk / "opt", "/opt"), (disk / "var", "/var")):
             command("mount", "--bind", str(source), target)
+        command("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run")
         if not (self.home / "installed").exists():
             for foreign in ("/etc/cni", "/etc/containerd"):
                 shutil.rmtree(foreign, ignore_errors=True)

@@ -13,7 +13,7 @@ class Runtime:
 
     def __init__(self, world, node):
         self.generated = tempfile.TemporaryDirectory()
-        socket = world.lab.state / node / "run/containerd/containerd.sock"
+        socket = world.lab.root_of(node) / "run/containerd/containerd.sock"
         # Debian's, for its python3-grpcio.
         self.process = subprocess.Popen(["/usr/bin/python3", "-B", CRI, socket, self.generated.name], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True)
@@ -35,5 +35,7 @@ class Runtime:
 def sandbox(pod):
     """The request for the sandbox of a pod that the API server has."""
     meta = pod["metadata"]
+    # The kubelet adds these two: without any, a runtime that passes annotations passes null, and the agent is asked.
+    annotations = meta.get("annotations", {}) | {"kubernetes.io/config.seen": "2026-01-01T00:00:00Z", "kubernetes.io/config.source": "api"}
     return {"config": {"metadata": {key: meta[key] for key in ("name", "namespace", "uid")}, "hostname": meta["name"],
-                       "log_directory": "/tmp", "annotations": meta.get("annotations", {}), "linux": {"cgroup_parent": "/figures"}}}
+                       "log_directory": "/tmp", "annotations": annotations, "linux": {"cgroup_parent": "/figures"}}}
