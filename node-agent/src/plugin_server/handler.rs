@@ -228,27 +228,35 @@ impl Handler {
         };
         self.metrics.notice(kind, reason);
         let event = Event::now("told", reason, "");
-        match notice.kind {
-            NoticeKind::Del => {
-                let mut records = lock(&self.records);
-                records.remove(&notice.sandbox);
-                records.see(&notice.sandbox, Verb::Del, event);
-            }
-            NoticeKind::Pass => {
-                record(&self.records, &notice.sandbox, false, reason);
-                lock(&self.records).see(&notice.sandbox, Verb::Add(0, None), event);
-            }
-            NoticeKind::Unknown => {}
+        let Sandbox { container_id, namespace, name, uid, .. } = &notice.sandbox;
+        if notice.kind == NoticeKind::Pass {
+            record(&self.records, &notice.sandbox, false, reason);
+            lock(&self.records).see(&notice.sandbox, Verb::Add(0, None), event);
+            let uid = uid.as_deref().unwrap_or_default();
+            tracing::info!(
+                op = "add",
+                result = "told",
+                reason,
+                pod.namespace = namespace,
+                pod.name = name,
+                pod.uid = uid,
+                container_id,
+                "plugin did without the agent"
+            );
+            return;
         }
-        tracing::info!(
-            op = if notice.kind == NoticeKind::Pass { "add" } else { kind },
-            result = "told",
-            reason,
-            pod.namespace = notice.sandbox.namespace,
-            pod.name = notice.sandbox.name,
-            pod.uid = notice.sandbox.uid.as_deref().unwrap_or_default(),
-            container_id = notice.sandbox.container_id,
-            "plugin did without the agent"
+        if notice.kind == NoticeKind::Del {
+            let mut records = lock(&self.records);
+            records.remove(&notice.sandbox);
+            records.see(&notice.sandbox, Verb::Del, event);
+        }
+        // Nothing was decided: not worth what a line costs a node, which is more than all else here.
+        tracing::debug!(
+            op = kind,
+            pod.namespace = namespace,
+            pod.name = name,
+            container_id,
+            "plugin told of it"
         );
     }
 }
