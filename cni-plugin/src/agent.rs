@@ -87,13 +87,10 @@ fn describe(run_dir: &Path, error: ExchangeError) -> Result<String, Error> {
     }
 }
 
-/// Tell the agent, without waiting: when it is down or its queue is full, it does not learn of it.
-pub(crate) fn tell(run_dir: &Path, notice: &Notice) {
-    if let Ok(socket) = UnixDatagram::unbound()
-        && socket.set_nonblocking(true).is_ok()
-    {
-        let _ = socket.send_to(&notice.encode(), path::notices(run_dir));
-    }
+/// Tell the agent, without waiting; whether it was told. When it is down or its queue is full, it does not learn of it.
+pub(crate) fn tell(run_dir: &Path, notice: &Notice) -> bool {
+    let Ok(socket) = UnixDatagram::unbound() else { return false };
+    socket.set_nonblocking(true).is_ok() && socket.send_to(&notice.encode(), path::notices(run_dir)).is_ok()
 }
 
 /// Growing, spread pauses.

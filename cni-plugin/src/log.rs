@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Lines on stderr. Runtimes show them only when stdout has no error object, so nothing here is needed to understand a
-//! failure: the agent's log has the decisions.
+//! Lines on stderr. Runtimes put them into their own log, and into a failure's text only when stdout has no error object:
+//! so nothing here is needed to understand a failure, and what the agent's log has is not said again.
 
 use std::io::Write;
 

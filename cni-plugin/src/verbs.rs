@@ -42,9 +42,12 @@ pub(crate) fn add(
     let sandbox = sandbox(call, &args);
     if let Some(reason) = pass(&args, &options) {
         let text = format!("pass without redirection: {} ({})", reason.code(), subject(&sandbox));
-        log::line(stderr, Level::parse(&options.log_level), Level::Info, &text);
         let reason = reason.code().into();
-        agent::tell(&run_dir, &Notice { protocol: PROTOCOL, kind: NoticeKind::Pass, reason, sandbox });
+        let told =
+            agent::tell(&run_dir, &Notice { protocol: PROTOCOL, kind: NoticeKind::Pass, reason, sandbox });
+        // An agent that knows has the line in its log: once is enough, as a runtime keeps what comes here, too.
+        let level = if told { Level::Debug } else { Level::Info };
+        log::line(stderr, Level::parse(&options.log_level), level, &text);
         return Ok(());
     }
     match redirect(call, &options, request(Operation::Add, sandbox.clone(), &options, lookup)) {

@@ -34,6 +34,7 @@ fn each_pass_succeeds_at_once_and_is_told_in_one_datagram() {
         let finished = caller.run();
         finished.succeeded_with(OK);
         assert!(finished.took < Duration::from_secs(1), "{finished:?}");
+        assert_eq!(finished.stderr, "", "the agent has the line in its log");
         let notice = notices.next();
         assert_eq!(
             (notice.protocol, notice.kind, notice.reason.as_str()),
@@ -65,10 +66,12 @@ fn a_full_queue_does_not_hold_up_a_pass() {
     let other = std::os::unix::net::UnixDatagram::unbound().unwrap();
     other.set_nonblocking(true).unwrap();
     while other.send_to(b"x", agent_api::path::notices(&dir.0)).is_ok() {}
-    let (_, caller) = &passes(&dir, "ADD")[1];
-    for caller in [caller, &Caller::new("DEL", dir.config(""))] {
+    let (reason, caller) = &passes(&dir, "ADD")[1];
+    let said = format!("istio-cni: info: pass without redirection: {} (", reason.code());
+    for (caller, said) in [(caller, said.as_str()), (&Caller::new("DEL", dir.config("")), "")] {
         let finished = caller.run();
         assert_eq!(finished.status, 0, "{finished:?}");
+        assert_eq!(finished.stderr.get(..said.len()), Some(said), "{finished:?}");
         assert!(finished.took < Duration::from_secs(1), "{finished:?}");
     }
 }

@@ -127,7 +127,8 @@ fn serve(invocation: Invocation, stdin: &mut dyn Read, plugin: &mut dyn Plugin) 
 }
 
 fn read_all(stdin: &mut dyn Read) -> Result<Vec<u8>, Error> {
-    let mut bytes = Vec::new();
+    // Most calls fit; growing from nothing takes several reads.
+    let mut bytes = Vec::with_capacity(4096);
     stdin.take(STDIN_LIMIT + 1).read_to_end(&mut bytes).map_err(|error| {
         Error::new(Code::Io, &format!("read the network config from stdin: {}", shown(&error.to_string())))
     })?;
