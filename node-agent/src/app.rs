@@ -26,6 +26,7 @@ use crate::install;
 use crate::leave::{self, Stop};
 use crate::observability::admin::{Endpoint, Place, serve, serve_socket};
 use crate::observability::admin_socket::AdminSocket;
+use crate::observability::lines;
 use crate::observability::metrics::Metrics;
 use crate::observability::readiness::{Blocker, Readiness};
 use crate::observability::view::View;
@@ -66,6 +67,7 @@ pub(crate) fn run(effective: Effective, started: SystemTime) -> Result<()> {
     let dirs: Vec<&Path> = [run_dir].into_iter().chain(installed).map(PathBuf::as_path).collect();
     let kept = capabilities::prepare(&dirs)?;
     let open_files = capabilities::raise_open_files()?;
+    lines::start().context("start a thread for the log")?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), capabilities = ?kept, open_files, "start");
     effective.log();
 

@@ -69,13 +69,15 @@ fn run(mut values: Values, started: SystemTime) -> ExitCode {
         Err(errors) => return refuse(&errors),
     };
     observability::logs::init(&settings.log_output_level, settings.log_as_json);
-    match app::run(Effective::new(settings, &values), started) {
+    let status = match app::run(Effective::new(settings, &values), started) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
             ExitCode::FAILURE
         }
-    }
+    };
+    observability::lines::finish();
+    status
 }
 
 /// Say everything that is wrong with the settings, a line each.

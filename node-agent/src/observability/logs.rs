@@ -5,6 +5,8 @@ use std::io::{self, IsTerminal as _};
 
 use tracing::level_filters::LevelFilter;
 
+use super::lines::ToStdout;
+
 /// The agent's scope in `--log_output_level`.
 const SCOPE: &str = "cni-agent";
 /// The plugin's.
@@ -19,7 +21,7 @@ pub(crate) struct LevelError(String);
 pub(crate) fn init(levels: &str, json: bool) {
     let level = level(levels, SCOPE).map(|(level, _)| level);
     let filter = *level.as_ref().unwrap_or(&LevelFilter::INFO);
-    let builder = tracing_subscriber::fmt().with_max_level(filter).with_target(false);
+    let builder = tracing_subscriber::fmt().with_writer(ToStdout).with_max_level(filter).with_target(false);
     if json {
         builder.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
     } else {

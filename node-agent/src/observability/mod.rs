@@ -5,6 +5,7 @@ pub(crate) mod admin;
 pub(crate) mod admin_socket;
 pub(crate) mod ask;
 pub(crate) mod events;
+pub(crate) mod lines;
 pub(crate) mod logs;
 pub(crate) mod metrics;
 pub(crate) mod readiness;

@@ -19,6 +19,7 @@ use super::reply::{Connection, Reply};
 use super::self_test;
 use super::session::Refusal;
 use crate::observability::events::Events;
+use crate::observability::lines::POD;
 use crate::observability::metrics::Metrics;
 use crate::pods::{Absent, Key, Known, PodSource};
 use crate::policy::{Bypass, Mode, Policy};
@@ -234,6 +235,7 @@ impl Handler {
             lock(&self.records).see(&notice.sandbox, Verb::Add(0, None), event);
             let uid = uid.as_deref().unwrap_or_default();
             tracing::info!(
+                target: POD,
                 op = "add",
                 result = "told",
                 reason,
@@ -340,6 +342,7 @@ fn observe(request: &Request, decided: Result<Decided, Failure>) -> Decided {
         Err(failure) => (failure.reason(), failure.to_string()),
     };
     tracing::info!(
+        target: POD,
         reason = "observed",
         would,
         error,

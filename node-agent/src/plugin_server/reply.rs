@@ -18,6 +18,7 @@ use super::recent::{Event, Verb};
 use super::records::Records;
 use super::session::Refusal;
 use crate::observability::events::{Events, Said};
+use crate::observability::lines::POD;
 use crate::observability::metrics::Metrics;
 
 /// What to do about IPv6 that goes past the proxy.
@@ -223,6 +224,7 @@ impl Reply {
         macro_rules! line {
             ($level:ident, $text:literal $(, $field:tt)*) => {
                 tracing::$level!(
+                    target: POD,
                     op = op(self.operation),
                     result = result(answer.outcome),
                     reason = answer.reason,
