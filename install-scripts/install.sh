@@ -144,11 +144,11 @@ report() {
 }
 
 prove() {
-    # One agent that is ready, and its node.
-    kube get pods -n "$namespace" -l k8s-app=istio-cni-node -o 'jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status}{" "}{.metadata.name}{" "}{.spec.nodeName}{"\n"}{end}' >"$scratch/agents" ||
+    # One agent that is ready and stays, and its node: one that was told to end is ready for a while, too.
+    kube get pods -n "$namespace" -l k8s-app=istio-cni-node -o 'jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status}{" "}{.metadata.name}{" "}{.spec.nodeName}{" "}{.metadata.deletionTimestamp}{"\n"}{end}' >"$scratch/agents" ||
         fail "the agents' pods cannot be listed"
     read -r agent node <<END
-$(sed -n 's/^True //p' "$scratch/agents" | head -n 1)
+$(sed -n 's/^True \([^ ]* [^ ]*\) *$/\1/p' "$scratch/agents" | head -n 1)
 END
     [ -n "$agent" ] || fail "no agent is ready"
     name=waylay-canary-$$-$(date +%s)

@@ -45,7 +45,12 @@ impl Cluster {
         let usual = [
             ("get nodes -o", 0, NODE),
             ("get nodes -l", 0, "n1\nn2"),
-            (AGENTS, 0, "False istio-cni-node-a n1\nTrue istio-cni-node-b n2"),
+            // The second was told to end.
+            (
+                AGENTS,
+                0,
+                "False istio-cni-node-a n1 \nTrue istio-cni-node-c n1 2026-01-01T00:00:00Z\nTrue istio-cni-node-b n2 ",
+            ),
             ("logs istio-cni-node-b -n istio-cni", 0, SEEN),
         ];
         for (number, (call, status, output)) in answers.iter().chain(&usual).enumerate() {
