@@ -78,7 +78,7 @@ fn the_daemonset_is_what_others_and_the_plugin_look_for() {
     ]);
     assert_eq!(pod["tolerations"], tolerations);
     assert_eq!(container["command"], json!(["install-cni"]));
-    let probe = json!({"httpGet": {"path": "/readyz", "port": 8000}, "periodSeconds": 2});
+    let probe = json!({"httpGet": {"path": "/readyz", "port": 8000}, "periodSeconds": 1});
     assert_eq!(container["readinessProbe"], probe);
     assert_eq!(container.get("livenessProbe"), None);
     assert_eq!(container["resources"]["limits"].get("cpu"), None);
