@@ -21,8 +21,8 @@ import lab as labs  # noqa: E402
 from world import Failed, World, expect  # noqa: E402
 
 SMOKE = [1, 2, 5]
-# All. Those at the end leave a cluster behind that others could not start from.
-ORDER = [1, 2, 10, 4, 13, 9, 8, 6, 7, 3, 15, 5, 11, 12, 14]
+# All; first the one that needs a quiet machine. Those at the end leave a cluster behind that others could not start from.
+ORDER = [11, 1, 2, 10, 4, 13, 9, 8, 6, 7, 3, 15, 5, 12, 14]
 
 
 def scenarios():

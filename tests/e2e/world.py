@@ -143,6 +143,13 @@ class World:
         pairs = (line.rpartition(" ") for line in text.splitlines() if line and line[0] != "#")
         return {name: float(value) for name, _, value in pairs}
 
+    def wait_api(self):
+        """Until the API server, which was away, answers, and all of the control plane has noticed."""
+        wait_for("the API server to come back", 60, lambda: self.lab.run(
+            "kubectl", "get", "--raw=/readyz", "--request-timeout=2s", check=False).returncode == 0)
+        # It would wait for up to a minute more before it makes or deletes anything, which no scenario is about.
+        self.lab.kill_daemon("kube-controller-manager")
+
     # Pods
 
     def namespace_for(self, name, labels=None):

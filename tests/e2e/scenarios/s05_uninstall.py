@@ -122,9 +122,7 @@ def api_down(world):
         wait_for("the agent to end", 60, lambda: world.lab.run("node", node, "kill", "-0", pid, check=False).returncode != 0)
     finally:
         world.lab.release("kube-apiserver")
-    wait_for("the API server to come back", 60, lambda: world.lab.run("kubectl", "get", "--raw=/readyz", check=False).returncode == 0)
-    # It would wait for up to a minute more before it deletes anything, which is not what is looked at here.
-    world.lab.kill_daemon("kube-controller-manager")
+    world.wait_api()
     world.wait_installed()
 
 

@@ -36,8 +36,7 @@ def run(world, say):
             time.sleep(max(0, began + AWAY - time.monotonic()))
         finally:
             back(world)
-        wait_for("the API server to come back", 60, lambda: world.lab.run(
-            "kubectl", "get", "--raw=/readyz", "--request-timeout=2s", check=False).returncode == 0)
+        world.wait_api()
         expect(max(waits) <= usual + LIMIT, f"the API server {how}: restarts took {waits} s, {usual:.1f} s otherwise")
         say(f"the API server {how} for {AWAY} s: {len(waits)} restarts of plain and mesh pods, longest {max(waits):.1f} s")
     world.wait_installed()

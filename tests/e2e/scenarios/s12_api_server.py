@@ -52,11 +52,6 @@ def rights(world, shape, say):
     expect(refused <= {"get daemonsets"}, "they asked for what they may not")
 
 
-def server_ready(world):
-    wait_for("the API server", 60, lambda: world.lab.run(
-        "kubectl", "get", "--raw=/readyz", "--request-timeout=2s", check=False).returncode == 0)
-
-
 def watching_again(world, before):
     """Until the agents' watches go on. (An ADD before that asks for its pod after 2 s.)"""
     def quiet():
@@ -69,7 +64,7 @@ def watching_again(world, before):
 def restart(world, say):
     before = asked_by_node(world)
     world.lab.kill_daemon("kube-apiserver")
-    server_ready(world)
+    world.wait_api()
     watching_again(world, before)
     start_and_delete(world, "restarted")
     more = since(world, before)
@@ -89,7 +84,7 @@ def compaction(world, say):
     revision = int(etcd("range", {"key": "AA=="})["header"]["revision"])
     etcd("compaction", {"revision": revision, "physical": True})
     world.lab.release("kube-apiserver")
-    server_ready(world)
+    world.wait_api()
     watching_again(world, before)
     start_and_delete(world, "compacted")
     more = since(world, before)
@@ -107,7 +102,7 @@ def refused_tokens(world, say):
     world.lab.kill_daemon("kube-apiserver", hold=True)
     world.lab.new_signing_key()
     world.lab.release("kube-apiserver")
-    server_ready(world)
+    world.wait_api()
     wait_for("a refused watch", 60, lambda: all(watch_errors(world)[node] > before[node] for node in before))
     took = away.restart(world, known)
     # The pod's status is behind.
