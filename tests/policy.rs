@@ -48,9 +48,13 @@ fn an_agent_that_observes_changes_no_pod_and_holds_up_none() {
         assert_eq!(node.plugin("CHECK", sandbox).code(), 0, "{}", sandbox.name);
     }
     assert!(counted(&agent, "waylay_adds_total{result=\"done\",reason=\"observed\"} 3"));
-    let log = fs::read_to_string(node.log()).unwrap();
+    let give_up = Instant::now() + Duration::from_secs(10);
     for would in ["programmed", "invalid_annotation", "pod_unknown"] {
-        assert!(log.contains(&format!("would=\"{would}\"")), "{would}: {log}");
+        let says = || fs::read_to_string(node.log()).unwrap().contains(&format!("would=\"{would}\""));
+        while !says() {
+            assert!(Instant::now() < give_up, "{would}: {}", fs::read_to_string(node.log()).unwrap());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
     // Its entry says so, for the time when it is gone.
     agent.signal(Signal::SIGKILL);

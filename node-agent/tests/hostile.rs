@@ -189,6 +189,22 @@ fn hostile_notices_neither_block_the_queue_nor_become_labels() {
 }
 
 #[test]
+fn a_log_that_nobody_reads_holds_up_no_pod() {
+    let (dir, agent) = setup();
+    let sender = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::empty(), None).unwrap();
+    let to = UnixAddr::new(&agent_api::path::notices(&dir.run())).unwrap();
+    let notice = br#"{"protocol":{"current":1,"oldest":1},"kind":"pass","reason":"no_sidecar"}"#;
+    agent.unread(|| {
+        // More than a pipe and the agent hold.
+        for _ in 0..5000 {
+            sendto(sender.as_raw_fd(), notice, &to, MsgFlags::empty()).unwrap();
+        }
+        still_serves(&dir);
+    });
+    agent.wait_log("nobody read the log: lines are lost");
+}
+
+#[test]
 fn a_thousand_idle_connections_do_not_delay_an_add() {
     let (dir, agent) = setup();
     // Made before: a busy machine needs seconds for them, and the idle connections live for five.

@@ -90,7 +90,7 @@ impl Lines {
         } else {
             state.waiting.extend_from_slice(line);
         }
-        let now = urgency > Urgency::WithOthers;
+        let now = urgency > Urgency::WithOthers || state.waiting.len() > LIMIT / 2;
         state.urgent |= now;
         // Others would wake the writer only to have it sleep again.
         if first || now {

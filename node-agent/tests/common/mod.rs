@@ -115,6 +115,12 @@ impl Agent {
         self.log.lock().unwrap().clone()
     }
 
+    /// What `happens` while nobody reads the log.
+    pub(crate) fn unread<T>(&self, happens: impl FnOnce() -> T) -> T {
+        let _held = self.log.lock().unwrap();
+        happens()
+    }
+
     pub(crate) fn wait_log(&self, text: &str) {
         wait(&format!("{text:?} in the log of the agent"), || self.log().contains(text), || self.log());
     }

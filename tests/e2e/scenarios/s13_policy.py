@@ -111,9 +111,9 @@ def observe(world, say):
     mesh, = world.start(pods.idle("mesh", IN, NODE))
     bad, = world.start(pods.idle("bad", IN, NODE, annotations={"traffic.sidecar.istio.io/excludeOutboundPorts": "mysql"}))
     expect(world.rules(mesh) == world.rules(bad) == "", "an agent that observes wrote rules")
-    log = world.agent_log(NODE)
     for would in ("programmed", "invalid_annotation"):
-        expect(any("observed" in line and would in line for line in log.splitlines()), f"the log does not say that {would} would have been")
+        wait_for(f"the log to say that {would} would have been", 10, lambda would=would: any(
+            "observed" in line and would in line for line in world.agent_log(NODE).splitlines()))
     # Enough time for an event about a pod that runs without a record.
     time.sleep(3)
     expect(not of_the_agent(world, IN, "mesh"), "an agent that observes has something to say about a pod")
@@ -138,6 +138,6 @@ def the_event(world, namespace, name, reason):
 
 def same_everywhere(world, reason, metric):
     """A reason code is spelled the same in the log and in the metrics."""
-    expect(f"{reason}" in world.agent_log(NODE), f"{reason} is not in the log")
+    wait_for(f"{reason} in the log", 10, lambda: reason in world.agent_log(NODE))
     counted = {name: value for name, value in world.metrics(NODE).items() if metric in name and value}
     expect(counted, f"{metric} does not count it")
