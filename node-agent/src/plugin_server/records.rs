@@ -121,10 +121,15 @@ impl Records {
         written
     }
 
-    /// The DEL of `sandbox` came.
+    /// The DEL of `sandbox` came. One without a record says nothing of its pod: the kubelet has sandboxes removed long after
+    /// the pod runs in another.
     pub(crate) fn remove(&mut self, sandbox: &Sandbox) {
         let Some(file) = file(sandbox) else { return };
-        self.by_file.remove(&file);
+        let known = self.by_file.remove(&file).is_some();
+        let written = self.dir.as_ref().is_some_and(|dir| fs::remove_file(dir.join(file)).is_ok());
+        if !known && !written {
+            return;
+        }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let now = i64::try_from(now).unwrap_or(i64::MAX);
         if self.ended.len() >= LIMIT {
@@ -133,9 +138,6 @@ impl Records {
         if self.ended.len() < LIMIT {
             let Sandbox { namespace, name, uid, .. } = sandbox;
             self.ended.insert(key(uid.as_deref().unwrap_or_default(), (namespace, name)), now);
-        }
-        if let Some(dir) = &self.dir {
-            let _ = fs::remove_file(dir.join(file));
         }
     }
 
@@ -306,6 +308,7 @@ mod tests {
     fn what_ran_before_its_sandbox_ended_is_told_from_what_was_started_after() {
         let mut records = Records::default();
         for (id, uid) in [("a", Some("1")), ("b", None)] {
+            records.insert(&sandbox(id, uid), true, "programmed").unwrap();
             records.remove(&sandbox(id, uid));
         }
         let (a, b, now) = (("n", "pod-a"), ("n", "pod-b"), records.ended["1"]);
@@ -313,6 +316,19 @@ mod tests {
         assert!(!records.has_ended("1", a, Some(now + 2)) && !records.has_ended("2", a, Some(now)));
         // Without a uid from the runtime the name has to do.
         assert!(records.has_ended("any", b, Some(now)) && !records.has_ended("any", b, Some(now + 2)));
+    }
+
+    #[test]
+    fn a_sandbox_without_a_record_says_nothing_of_its_pod_when_it_is_removed() {
+        let mut records = Records::default();
+        records.remove(&sandbox("old", Some("1")));
+        assert!(!records.has_ended("1", ("n", "pod-old"), Some(0)));
+        // Runtimes send the DEL of a sandbox twice: when it is stopped, and when it is removed.
+        records.insert(&sandbox("old", Some("1")), true, "programmed").unwrap();
+        records.remove(&sandbox("old", Some("1")));
+        records.ended.insert("1".to_owned(), 1000);
+        records.remove(&sandbox("old", Some("1")));
+        assert!(!records.has_ended("1", ("n", "pod-old"), Some(1001)));
     }
 
     #[test]
