@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use install::{Installer, Leaving, Mode};
 
@@ -152,13 +152,16 @@ fn what_a_vendor_writes_at_the_same_moment_is_not_lost() {
             world.overwrite("10-calico.conflist", &LIST.replace("\"mtu\": 1e3,", &mtu));
             // The agent may be about to put its edit of the previous version there.
             thread::sleep(Duration::from_micros(number % 7 * 50));
-            let mut text = std::fs::read_to_string(world.conf("10-calico.conflist")).unwrap();
-            if !text.contains(&mtu) {
-                // It exchanges back within microseconds.
-                thread::sleep(Duration::from_millis(50));
-                text = std::fs::read_to_string(world.conf("10-calico.conflist")).unwrap();
+            let is_there =
+                || std::fs::read_to_string(world.conf("10-calico.conflist")).unwrap().contains(&mtu);
+            // It exchanges back within microseconds, if it is let run.
+            let give_up = Instant::now() + Duration::from_secs(2);
+            let mut found = is_there();
+            while !found && Instant::now() < give_up {
+                thread::sleep(Duration::from_millis(1));
+                found = is_there();
             }
-            if !text.contains(&mtu) {
+            if !found {
                 lost.push(number);
             }
         }
