@@ -92,7 +92,7 @@ fn scenario(lab: &Lab, more: &[(&'static str, &str)], restless: Option<(&Value, 
     let (mut ready, mut windows, mut last) = (Instant::now(), Vec::new(), None);
     let outcome = pods_while(
         |n| attempt(lab, &mesh_pod(&format!("web-{n}"), Source::Both), 20),
-        || {
+        |_| {
             // Some start before there is anything of ours.
             pause(1200);
             let mut older = start(lab, &settings);

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use harness::node::Programmed;
@@ -35,28 +36,43 @@ pub(crate) struct Started {
     redirected: bool,
 }
 
+/// When the runtime is asked for a pod.
+pub(crate) struct Asked(Receiver<()>);
+
+impl Asked {
+    /// Wait for the next pod: what is done now meets one on its way, however fast the machine is.
+    pub(crate) fn next(&self) {
+        self.0.try_iter().for_each(drop);
+        self.0.recv_timeout(Duration::from_secs(20)).unwrap();
+    }
+}
+
 /// Start pods until `disturb` has returned the times in which the agent was disturbed. The `n`-th is started, looked at
 /// and removed by `start`.
 pub(crate) fn pods_while(
     start: impl Fn(usize) -> Result<Started, String> + Sync,
-    disturb: impl FnOnce() -> Vec<Range<Instant>>,
+    disturb: impl FnOnce(&Asked) -> Vec<Range<Instant>>,
 ) -> Outcome {
     let over = AtomicBool::new(false);
     let start = &start;
+    let (asks, asked) = mpsc::channel();
     let (results, disturbed) = std::thread::scope(|scope| {
-        let pods = scope.spawn(|| {
+        let over = &over;
+        let pods = scope.spawn(move || {
             let (mut threads, mut due) = (Vec::new(), Instant::now());
             while !over.load(Ordering::Relaxed) {
                 let n = threads.len();
                 threads.push(scope.spawn(move || start(n)));
+                // Nobody listens when the disturbances are over.
+                asks.send(()).ok();
                 due += PERIOD;
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
             }
             threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
         });
         // Also when it panics: the scope waits for the threads.
-        let ends = Ends(&over);
-        let disturbed = disturb();
+        let ends = Ends(over);
+        let disturbed = disturb(&Asked(asked));
         drop(ends);
         (pods.join().unwrap(), disturbed)
     });

@@ -68,6 +68,11 @@ fn start_newer(node: &Node) -> Agent {
     newer
 }
 
+/// Another moment of a pod's start for each `n`, in milliseconds: a sandbox takes 100 and more.
+fn moment(n: u64) -> u64 {
+    17 * n % 60
+}
+
 fn pause(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
 }
@@ -78,10 +83,11 @@ fn rolled_twenty_times(runtime: Runtime) {
     let mut agent = node.start_agent();
     let outcome = pods_while(
         |n| start_and_remove(&lab, n),
-        || {
+        |asked| {
             let roll = |n: u64| {
-                // At other moments of a pod's start each time.
-                pause(500 + 37 * n % 300);
+                pause(500);
+                asked.next();
+                pause(moment(n));
                 let begin = Instant::now();
                 let newer = start_newer(node);
                 agent.signal(Signal::SIGTERM);
@@ -92,7 +98,7 @@ fn rolled_twenty_times(runtime: Runtime) {
             (0..20).map(roll).collect()
         },
     );
-    outcome.assert_all_started(1);
+    outcome.assert_all_started(15);
 }
 
 fn killed_twenty_times(runtime: Runtime) {
@@ -101,9 +107,10 @@ fn killed_twenty_times(runtime: Runtime) {
     let mut agent = Some(node.start_agent());
     let outcome = pods_while(
         |n| start_and_remove(&lab, n),
-        || {
+        |asked| {
             let kill = |n: u64| {
-                pause(300 + 37 * n % 300);
+                asked.next();
+                pause(moment(n));
                 let begin = Instant::now();
                 drop(agent.take());
                 pause(400);
@@ -113,7 +120,7 @@ fn killed_twenty_times(runtime: Runtime) {
             (0..20).map(kill).collect()
         },
     );
-    outcome.assert_all_started(10);
+    outcome.assert_all_started(15);
 }
 
 fn crashes_at_start(runtime: Runtime) {
@@ -123,8 +130,10 @@ fn crashes_at_start(runtime: Runtime) {
     let serving = holder(node);
     let outcome = pods_while(
         |n| start_and_remove(&lab, n),
-        || {
-            let crash = |_| {
+        |asked| {
+            let crash = |n: u64| {
+                asked.next();
+                pause(moment(n));
                 let begin = Instant::now();
                 let mut newer = node.spawn_agent(agent_binary(), &[("BIND_ADDRESS", "not an address")]);
                 assert!(!newer.wait(), "it was to fail");
@@ -135,7 +144,7 @@ fn crashes_at_start(runtime: Runtime) {
         },
     );
     assert_eq!(holder(node), serving, "the older agent serves on");
-    outcome.assert_all_started(3);
+    outcome.assert_all_started(7);
 }
 
 /// A newer agent takes the role and is then stopped by `signal`: the older one takes it back.
@@ -148,12 +157,19 @@ fn broken_after_it_took_the_role(runtime: Runtime, signal: Signal) {
     let mut kept = Vec::new();
     let outcome = pods_while(
         |n| start_and_remove(&lab, n),
-        || {
+        |asked| {
             let roll = |n: u64| {
-                pause(100 + 37 * n % 300);
-                let newer = start_newer(node);
                 // Once before it has served anybody, and later.
-                pause(if n.is_multiple_of(2) { 0 } else { 500 });
+                let newer = if n.is_multiple_of(2) {
+                    asked.next();
+                    start_newer(node)
+                } else {
+                    let newer = start_newer(node);
+                    pause(500);
+                    asked.next();
+                    pause(moment(n));
+                    newer
+                };
                 let begin = Instant::now();
                 newer.signal(signal);
                 wait_until(node, "the older agent does not take the role back", || holder(node) == serving);
@@ -165,7 +181,7 @@ fn broken_after_it_took_the_role(runtime: Runtime, signal: Signal) {
             (0..8).map(roll).collect()
         },
     );
-    outcome.assert_all_started(2);
+    outcome.assert_all_started(4);
 }
 
 fn crashes_after_it_took_the_role(runtime: Runtime) {
