@@ -165,6 +165,25 @@ fn only_the_holder_of_the_socket_writes() {
 }
 
 #[test]
+fn an_agent_outlives_the_uninstall_of_an_older_one() {
+    let host = Host::new();
+    fs::write(host.list(), LIST).unwrap();
+    let agent = host.agent();
+    until("installed", || host.installed());
+    let records = host.node.run_dir().join("sandboxes");
+    assert!(records.is_dir());
+    // What the older one does at its end, when this one holds the role already.
+    let mut uninstall = Command::new(agent_binary());
+    let run_dir = host.node.run_dir().display().to_string();
+    let output =
+        uninstall.arg("uninstall").envs(host.settings()).env("CNI_AGENT_RUN_DIR", run_dir).output().unwrap();
+    assert!(output.status.success() && output.stdout.starts_with(b"clean: "), "{output:?}");
+    until("entry and plugin are back", || host.installed());
+    until("the records' directory is back", || records.is_dir());
+    until("ready", || agent.http(8000, "/readyz").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
 fn settings_that_name_no_place_are_refused_before_anything_is_done() {
     let host = Host::new();
     fs::write(host.list(), LIST).unwrap();

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
@@ -202,9 +202,9 @@ fn start(
         .with_context(|| format!("bind the sockets in {}", run_dir.display()))?;
     let (synced, pods_synced) = mpsc::sync_channel(1);
     let was_installed =
-        installer.as_ref().is_some_and(|installer| was_installed(installer, &settings.install));
+        || installer.as_ref().is_some_and(|installer| was_installed(installer, &settings.install));
     let readiness = Arc::clone(&view.readiness);
-    let Source { pods, events, client, own } =
+    let Source { pods, events, client, own, since } =
         pod_source(settings, was_installed, runtime, view, move || {
             readiness.clear(Blocker::Pods);
             let _ = synced.send(());
@@ -243,9 +243,18 @@ fn start(
     });
     let watch = watch.transpose().context("start the installer")?;
     let held = {
-        let gauge = metrics.role.clone();
+        let (gauge, records, run_dir) = (metrics.role.clone(), Arc::clone(&view.records), run_dir.clone());
+        let ending = Arc::clone(ending);
         move |held: bool| {
             had_role.fetch_or(held, Ordering::AcqRel);
+            if held && !ending.load(Ordering::Acquire) {
+                let restored = records.lock().unwrap_or_else(PoisonError::into_inner).restore();
+                if let Err(error) =
+                    restored.and_then(|()| since.map_or(Ok(()), |since| since.restore(&run_dir)))
+                {
+                    tracing::warn!(%error, "write the records of sandboxes again; after a restart they are not known");
+                }
+            }
             if gauge.set(i64::from(held)) != i64::from(held) {
                 watch.iter().for_each(Watch::look);
             }

@@ -82,10 +82,11 @@ pub(crate) fn uninstall(settings: &InstallSettings, leaving: Leaving) -> Result<
         errors.iter().map(E::to_string).collect::<Vec<_>>().join("\n")
     }
     let changed = installer(settings).map_err(lines)?.remove(leaving).map_err(lines)?;
-    // From now on others may redirect pods: an agent that comes later must not miss records of them.
+    // From now on others may redirect pods: an agent that comes later must not miss records of them. In this order, see
+    // `Since::load`.
     let run_dir = &settings.entry.cni_agent_run_dir;
-    plugin_server::forget(run_dir)
-        .and_then(|()| Since::forget(run_dir))
+    Since::forget(run_dir)
+        .and_then(|()| plugin_server::forget(run_dir))
         .map_err(|error| format!("{}: {error}", run_dir.display()))?;
     Ok(changed)
 }

@@ -45,11 +45,12 @@ pub(crate) struct Lookout {
 
 impl Since {
     /// What an earlier agent wrote to `run_dir`, or now. The directory does not survive a boot; whether the plugin did
-    /// (`was_installed`) tells a boot from the first time.
+    /// (`was_installed`) tells a boot from the first time. Asked after the file, and loaded after the records: an uninstall
+    /// goes the other way round, so that no agent that starts meanwhile misses records of pods that it holds to have some.
     ///
     /// # Errors
     /// Those of reading and writing files.
-    pub(crate) fn load(run_dir: &Path, was_installed: bool) -> io::Result<Self> {
+    pub(crate) fn load(run_dir: &Path, was_installed: impl FnOnce() -> bool) -> io::Result<Self> {
         let path = run_dir.join(FILE);
         match fs::read(&path) {
             Ok(bytes) => {
@@ -62,14 +63,27 @@ impl Since {
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let now = i64::try_from(now).unwrap_or(i64::MAX);
-        let since = match was_installed {
+        let since = match was_installed() {
             true => Self::Boot(booted()?),
             false => Self::Install(now),
         };
-        let temporary = run_dir.join(".since.new");
-        fs::write(&temporary, serde_json::to_vec(&since)?)?;
-        fs::rename(&temporary, &path)?;
+        since.write(run_dir)?;
         Ok(since)
+    }
+
+    fn write(self, run_dir: &Path) -> io::Result<()> {
+        let temporary = run_dir.join(".since.new");
+        fs::write(&temporary, serde_json::to_vec(&self)?)?;
+        fs::rename(&temporary, run_dir.join(FILE))
+    }
+
+    /// Write it again, if the file is gone: an older agent that was uninstalled may take it away when this one has read it
+    /// already.
+    ///
+    /// # Errors
+    /// Those of writing files.
+    pub(crate) fn restore(self, run_dir: &Path) -> io::Result<()> {
+        if fs::exists(run_dir.join(FILE))? { Ok(()) } else { self.write(run_dir) }
     }
 
     /// Forget it: after an uninstall others may redirect pods.
@@ -244,14 +258,19 @@ mod tests {
     fn the_first_agent_of_a_boot_says_since_when_and_later_ones_keep_to_it() {
         let dir = std::env::temp_dir().join(format!("waylay-since-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        let first = Since::load(&dir, false).unwrap();
+        let first = Since::load(&dir, || false).unwrap();
         assert!(matches!(first, Since::Install(_)));
-        assert_eq!(Since::load(&dir, true).unwrap(), first);
+        assert_eq!(Since::load(&dir, || true).unwrap(), first);
         fs::write(dir.join(FILE), "half").unwrap();
-        assert!(matches!(Since::load(&dir, true).unwrap(), Since::Boot(_)));
+        assert!(matches!(Since::load(&dir, || true).unwrap(), Since::Boot(_)));
+        Since::Install(7).restore(&dir).unwrap();
+        assert!(matches!(Since::load(&dir, || true).unwrap(), Since::Boot(_)));
         Since::forget(&dir).unwrap();
         Since::forget(&dir).unwrap();
-        assert!(matches!(Since::load(&dir, false).unwrap(), Since::Install(_)));
+        Since::Install(7).restore(&dir).unwrap();
+        assert_eq!(Since::load(&dir, || true).unwrap(), Since::Install(7));
+        Since::forget(&dir).unwrap();
+        assert!(matches!(Since::load(&dir, || false).unwrap(), Since::Install(_)));
         fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -25,6 +25,8 @@ pub(crate) struct Source {
     pub(crate) client: Option<Client>,
     /// The agent's own pod.
     pub(crate) own: Arc<OwnPod>,
+    /// Since when pods have records, where that is of use.
+    pub(crate) since: Option<Since>,
 }
 
 /// Start it; `synced` is called once, when all pods of the node are known.
@@ -33,7 +35,7 @@ pub(crate) struct Source {
 /// Those of the directory, of the ServiceAccount's files and of the run directory.
 pub(crate) fn pod_source(
     settings: &Settings,
-    was_installed: bool,
+    was_installed: impl FnOnce() -> bool,
     runtime: &Handle,
     view: &View,
     synced: impl FnOnce() + Send + 'static,
@@ -42,7 +44,13 @@ pub(crate) fn pod_source(
     let node = match &settings.pods {
         PodPlace::Directory(path) => {
             let pods = Arc::new(Directory::watch(path.clone(), metrics.bad_manifests.clone(), synced)?);
-            return Ok(Source { pods, events: Events::none(Arc::clone(metrics)), client: None, own });
+            return Ok(Source {
+                pods,
+                events: Events::none(Arc::clone(metrics)),
+                client: None,
+                own,
+                since: None,
+            });
         }
         PodPlace::Node(node) => node.clone(),
     };
@@ -50,14 +58,15 @@ pub(crate) fn pod_source(
     let _entered = runtime.enter();
     let client = pods::client(metrics)?;
     let events = Events::start(client.clone(), node.clone(), runtime, Arc::clone(metrics));
+    let since = Since::load(&settings.run_dir, was_installed)?;
     let watching = Watching {
         node,
         namespaces: !settings.policy.excluded_namespaces.is_empty(),
-        seen: Box::new(look_out(settings, was_installed, view, (Arc::clone(&own), events.clone()))?),
+        seen: Box::new(look_out(settings, since, view, (Arc::clone(&own), events.clone()))),
         synced: Box::new(synced),
     };
     let pods = Arc::new(Cluster::watch(client.clone(), runtime, Arc::clone(metrics), watching));
-    Ok(Source { pods, events, client: Some(client), own })
+    Ok(Source { pods, events, client: Some(client), own, since: Some(since) })
 }
 
 /// The agent's own pod, where people look when the node is not as it should be.
@@ -90,15 +99,14 @@ impl OwnPod {
 /// Tells of pods that run without redirection, and drops the records of those that are gone.
 fn look_out(
     settings: &Settings,
-    was_installed: bool,
+    since: Since,
     view: &View,
     (own, events): (Arc<OwnPod>, Events),
-) -> io::Result<impl FnMut(Seen<'_>) + Send + use<>> {
-    let since = Since::load(&settings.run_dir, was_installed)?;
+) -> impl FnMut(Seen<'_>) + Send + use<> {
     let excluded = settings.install.entry.exclude_namespaces.clone();
     let mut lookout = Lookout::new(since, settings.policy.clone(), excluded);
     let (records, metrics) = (Arc::clone(&view.records), Arc::clone(&view.metrics));
-    Ok(move |seen: Seen<'_>| {
+    move |seen: Seen<'_>| {
         let mut records = records.lock().unwrap_or_else(PoisonError::into_inner);
         let (entry, labels) = match seen {
             Seen::List(uids) => return records.sweep(|uid| uids.contains(uid)),
@@ -125,5 +133,5 @@ fn look_out(
             reason,
             message: message.to_owned(),
         });
-    })
+    }
 }

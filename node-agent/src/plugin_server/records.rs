@@ -21,6 +21,8 @@ use super::recent::{Attachment, Event, Recent, Verb};
 
 /// The directory in the run directory.
 const DIR: &str = "sandboxes";
+/// Its name while it is removed.
+const GONE: &str = ".sandboxes.gone";
 /// Records kept; a node runs a few hundred sandboxes. Beyond it nothing is written.
 const LIMIT: usize = 4096;
 /// Longest name of a file (`NAME_MAX` is 255, and a temporary one is longer).
@@ -118,7 +120,24 @@ impl Records {
         };
         let written = self.dir.as_deref().map_or(Ok(()), |dir| write(dir, &file, &record));
         self.by_file.insert(file, record);
-        written
+        match written {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.restore(),
+            written => written,
+        }
+    }
+
+    /// If the directory is gone, write again what is known: an older agent that was uninstalled may take it away when this one
+    /// has read it already.
+    ///
+    /// # Errors
+    /// Those of making the directory and of writing files.
+    pub(crate) fn restore(&self) -> io::Result<()> {
+        let Some(dir) = &self.dir else { return Ok(()) };
+        match fs::create_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => self.by_file.iter().try_for_each(|(file, record)| write(dir, file, record)),
+        }
     }
 
     /// The DEL of `sandbox` came. One without a record says nothing of its pod: the kubelet has sandboxes removed long after
@@ -214,15 +233,20 @@ fn key(uid: &str, (namespace, name): (&str, &str)) -> String {
     if uid.is_empty() { format!("{namespace}/{name}") } else { uid.to_owned() }
 }
 
-/// Remove the records and all else that says what happened on this node, after an uninstall.
+/// Remove the records, after an uninstall. All at once: an agent that starts meanwhile finds all of them or none.
 ///
 /// # Errors
-/// Those of removing files.
+/// Those of renaming and removing files.
 pub(crate) fn forget(run_dir: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(run_dir.join(DIR)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    let (dir, gone) = (run_dir.join(DIR), run_dir.join(GONE));
+    // Of one that was killed here.
+    absent_is_fine(fs::remove_dir_all(&gone))?;
+    absent_is_fine(fs::rename(dir, &gone))?;
+    absent_is_fine(fs::remove_dir_all(gone))
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// Without fsync: the run directory is in memory, and does not outlive the node's sandboxes.
@@ -345,9 +369,25 @@ mod tests {
     fn after_an_uninstall_nothing_is_left() {
         let dir = Dir::new("forget");
         Records::open(&dir.0).unwrap().insert(&sandbox("a", Some("1")), true, "programmed").unwrap();
+        fs::create_dir_all(dir.0.join(GONE).join("of one that was killed")).unwrap();
         forget(&dir.0).unwrap();
         forget(&dir.0).unwrap();
         assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_an_agent_that_was_uninstalled_takes_away_is_written_again() {
+        let dir = Dir::new("restored");
+        let mut records = Records::open(&dir.0).unwrap();
+        records.insert(&sandbox("a", Some("1")), true, "programmed").unwrap();
+        forget(&dir.0).unwrap();
+        records.restore().unwrap();
+        assert_eq!(dir.files(), ["a,eth0"]);
+        forget(&dir.0).unwrap();
+        records.insert(&sandbox("b", Some("2")), false, "no_sidecar").unwrap();
+        assert_eq!(dir.files(), ["a,eth0", "b,eth0"]);
+        let again = Records::open(&dir.0).unwrap();
+        assert!(again.redirected(&sandbox("a", None)) && !again.redirected(&sandbox("b", None)));
     }
 
     #[test]
