@@ -127,7 +127,9 @@ class Cluster:
                              lambda: os.readlink(f"/proc/{process.pid}/ns/net") != own)
         (self.state / name / "init.pid").write_text(str(process.pid), encoding="ascii")
         link = f"veth-{name}"
-        ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(process.pid))
+        # As a machine keeps its own: the other nodes would send to the old one for seconds after a reboot.
+        mac = f"02:00:00:00:00:{number:02x}"
+        ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "address", mac, "netns", str(process.pid))
         ip("link", "set", link, "master", "lab0", "up")
         for subnet, address in zip(layout.pod_subnets(number), layout.node_addresses(number)):
             ip("route", "replace", subnet, "via", address, "dev", "lab0")
