@@ -62,7 +62,7 @@ class Node:
         if not (self.home / "installed").exists():
             for foreign in ("/etc/cni", "/etc/containerd"):
                 shutil.rmtree(foreign, ignore_errors=True)
-        for name in ("/run/lock", "/etc/cni/net.d", "/etc/containerd", "/opt/cni/bin", "/var/lib/kubelet"):
+        for name in ("/run/lock", "/etc/cni/net.d", BARE, "/opt/cni/bin", "/var/lib/kubelet"):
             os.makedirs(name, exist_ok=True)
 
     def control_groups(self):
@@ -98,7 +98,8 @@ class Node:
         for plugin in pathlib.Path(self.options["plugins"]).iterdir():
             if plugin.name != "cnitool":
                 shutil.copy(plugin, "/opt/cni/bin/")
-        write_primary(pathlib.Path("/etc/cni/net.d"), self.number, self.options["cni_version"])
+        for directory in ("/etc/cni/net.d", BARE):
+            write_primary(pathlib.Path(directory), self.number, self.options["cni_version"])
 
     def containerd(self):
         pathlib.Path("/etc/containerd/config.toml").write_text(CONTAINERD[self.options["runtime"]], encoding="ascii")
@@ -153,6 +154,8 @@ class Node:
             f"--hostname-override={self.name}", "--proxy-mode=nftables", f"--cluster-cidr={layout.POD_NETWORKS}", *limits])
 
 
+# The primary network alone, for the sandboxes of a runtime handler `bare`: what pods cost where nobody has added to it.
+BARE = "/etc/containerd/bare"
 CONTAINERD = {
     "2.2": f"""version = 3
 [plugins."io.containerd.cri.v1.images".pinned_images]
@@ -160,6 +163,9 @@ CONTAINERD = {
 [plugins."io.containerd.cri.v1.runtime"]
   restrict_oom_score_adj = true
   disable_apparmor = true
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.bare]
+  runtime_type = "io.containerd.runc.v2"
+  cni_conf_dir = "{BARE}"
 """,
     "1.6": f"""version = 2
 [plugins."io.containerd.grpc.v1.cri"]

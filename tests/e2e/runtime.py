@@ -32,10 +32,10 @@ class Runtime:
         self.generated.cleanup()
 
 
-def sandbox(pod):
-    """The request for the sandbox of a pod that the API server has."""
+def sandbox(pod, handler=""):
+    """The request for the sandbox of a pod that the API server has, by one of the node's runtime handlers."""
     meta = pod["metadata"]
     # The kubelet adds these two: without any, a runtime that passes annotations passes null, and the agent is asked.
     annotations = meta.get("annotations", {}) | {"kubernetes.io/config.seen": "2026-01-01T00:00:00Z", "kubernetes.io/config.source": "api"}
-    return {"config": {"metadata": {key: meta[key] for key in ("name", "namespace", "uid")}, "hostname": meta["name"],
+    return {"runtime_handler": handler, "config": {"metadata": {key: meta[key] for key in ("name", "namespace", "uid")}, "hostname": meta["name"],
                        "log_directory": "/tmp", "annotations": annotations, "linux": {"cgroup_parent": "/figures"}}}

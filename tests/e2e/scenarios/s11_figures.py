@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent costs on a cluster, against limits. One node has the agent and the other has not; pods start on both in turn."""
+"""What the agent costs on a cluster, against limits. Sandboxes with our list and with that of the primary network alone start in
+turn on the same node: two nodes, and one node at two times, differ by more than is measured."""
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -17,12 +17,14 @@ from world import expect
 TITLE = "figures"
 LAB = {"cni_version": "1.0.0"}  # a cluster of its own
 NAMESPACE, KNOWN, KINDS = "figures", 250, ("mesh", "plain")
-COMPARED = [(kind, index, name) for kind in KINDS for index, name in enumerate(("sandbox time", "node CPU"))]
-# Sandboxes of a kind on a node in a round, some before them do not count; and rounds at most.
-SANDBOXES, WARM_UP, ROUNDS = 100, 4, 4
+MEASURES = ("sandbox time", "node CPU")
+# Of the runtime, for both lists.
+WITH_US, WITHOUT = HANDLERS = ("", "bare")
+# Pairs of sandboxes of a kind in a round, some before them do not count; and rounds, on each node in turn, at most.
+PAIRS, WARM_UP, ROUNDS = 100, 4, 12
 # Stands still meanwhile. The pods are known before.
 CONTROL_PLANE = ("kube-controller-manager", "kube-scheduler", "kube-apiserver", "etcd")
-# Where the agent is in the end.
+# Where the agent is asked for its memory.
 NODE = "n1"
 # (figure, unit, limit)
 LIMITS = {
@@ -44,18 +46,17 @@ def run(world, say):
         world.uninstall()
     world.namespace_for(NAMESPACE)
     figures = {"DaemonSet Ready after helm install": world.install()}
-    taken, uncertain = [], {}
-    while len(taken) < 2 * ROUNDS and undecided(figures, uncertain):
-        # With us and without on each node in turn: no two nodes are alike.
-        for with_us, without in (world.lab.nodes()[::-1], world.lab.nodes()):
-            alone_on(world, with_us, without)
-            forget_old_groups()
-            taken.append((with_us, without, interleaved(world, with_us)))
+    taken, uncertain = {(kind, handler): [] for kind in KINDS for handler in HANDLERS}, {}
+    nodes = world.lab.nodes()
+    for number in range(ROUNDS):
+        kinds = [kind for kind in KINDS if number < len(nodes) or undecided(kind, figures, uncertain)]
+        if not kinds:
+            break
+        interleaved(world, nodes[number % len(nodes)], number, kinds, taken)
         compare(taken, figures, uncertain)
-    for kind, index, name in COMPARED:
-        medians = [" against ".join(f"{statistics.median(values[kind, node][index]):.1f}" for node in (with_us, without))
-                   for with_us, without, values in taken]
-        say(f"{name} of a {kind} pod, p50 of {SANDBOXES}, with us against without: {', '.join(medians)} ms")
+    for kind, (index, measure) in itertools.product(KINDS, enumerate(MEASURES)):
+        one, other = (statistics.median(values[index] for values in taken[kind, handler]) for handler in HANDLERS)
+        say(f"{measure} of a {kind} pod, p50 of {len(taken[kind, WITH_US])} pairs: {one:.1f} ms with us, {other:.1f} ms without")
     figures.update(requests(world))
     figures.update(memory(world))
     over = []
@@ -68,22 +69,24 @@ def run(world, say):
     expect(not over, f"over the limit: {', '.join(over)}")
 
 
-def undecided(figures, uncertain):
+def more(measure, kind):
+    return f"{measure} of a {kind} pod, p50, more than without us"
+
+
+def undecided(kind, figures, uncertain):
     """Whether a limit is so near that more is to be measured. What was measured counts all the same."""
-    return not uncertain or any(abs(figures[name] - LIMITS[name][1]) < 2 * error for name, error in uncertain.items())
+    names = [more(measure, kind) for measure in MEASURES]
+    return any(abs(figures[name] - LIMITS[name][1]) < 2 * uncertain[name] for name in names)
 
 
 def compare(taken, figures, uncertain):
     """Into `figures` what a pod takes more than without us, and into `uncertain` the standard error of that."""
-    for kind, index, name in COMPARED:
-        more, errors = [], []
-        for with_us, without, values in taken:
-            # One after the other: what the machine does meanwhile goes out.
-            differences = [one - other for one, other in zip(values[kind, with_us][index], values[kind, without][index], strict=True)]
-            more.append(middle(differences))
-            errors.append(middle_error(differences))
-        figure = f"{name} of a {kind} pod, p50, more than without us"
-        figures[figure], uncertain[figure] = statistics.mean(more), math.hypot(*errors) / len(errors)
+    for kind, (index, measure) in itertools.product(KINDS, enumerate(MEASURES)):
+        # One after the other: what the machine does meanwhile goes out.
+        pairs = zip(taken[kind, WITH_US], taken[kind, WITHOUT], strict=True)
+        differences = [one[index] - other[index] for one, other in pairs]
+        name = more(measure, kind)
+        figures[name], uncertain[name] = middle(differences), middle_error(differences)
 
 
 def middle(values):
@@ -98,16 +101,6 @@ def middle_error(values):
     return 1.0233 * deviation / math.sqrt(len(values))
 
 
-def alone_on(world, node, other):
-    """An agent on `node`; agent, plugin and entry are off the other one."""
-    patch = {"spec": {"template": {"spec": {"nodeSelector": {"kubernetes.io/hostname": node}}}}}
-    world.lab.kubectl("patch", "daemonset", "istio-cni-node", "-n", world.namespace, "-p", json.dumps(patch))
-    world.wait_installed()
-    wait_for(f"the agent of {other} to leave", 60, lambda: len(world.api.pods(world.namespace, "k8s-app=istio-cni-node")) == 1)
-    world.lab.node(other, "rm", "-f", "/etc/cni/net.d/02-istio-cni.conflist", "/opt/cni/bin/istio-cni")
-    time.sleep(1)  # the runtime reads the directory again
-
-
 def forget_old_groups():
     """The kernel's caches keep the memory control groups of sandboxes that are gone (version 1): after some thousands a sandbox
     takes a third longer, and not always the same."""
@@ -115,44 +108,49 @@ def forget_old_groups():
     pathlib.Path("/proc/sys/vm/drop_caches").write_text("3", encoding="ascii")
 
 
-def interleaved(world, first):
-    """{(kind, node): (milliseconds of each sandbox, and of the node's CPU for it)}, on two nodes in turn. Without kubelets,
-    whose work for a pod is many times what is measured, and while the control plane stands still."""
-    nodes = world.lab.nodes()
-    wanted = [(number, kind, node) for number in range(-WARM_UP, SANDBOXES) for kind in KINDS
-              for node in (nodes if number % 2 else nodes[::-1])]
-    taken = {(kind, node): ([], []) for kind in KINDS for node in nodes}
-    for node in nodes:
-        world.lab.kill_daemon("kubelet", node, hold=True)
-    known = [world.api.create_pod(pods.idle(f"{kind}-{number + WARM_UP}-of-{first}-{node}", NAMESPACE, node, mesh=kind == "mesh"))
-             for number, kind, node in wanted]
-    wait_for("the agent to know them", 30, lambda: world.metrics(first).get("waylay_pods", 0) >= len(known) / len(nodes))
-    runtimes = {node: runtime.Runtime(world, node) for node in nodes}
+def interleaved(world, node, number, kinds, taken):
+    """Into `taken` (milliseconds of each sandbox, and of the node's CPU for it). Without the kubelet, whose work for a pod is many
+    times what is measured, and while the control plane stands still."""
+    forget_old_groups()
+    wanted = [(place, kind, handler) for place in range(-WARM_UP, PAIRS) for kind in kinds
+              for handler in (HANDLERS if place % 2 else HANDLERS[::-1])]
+    world.lab.kill_daemon("kubelet", node, hold=True)
+    known = [world.api.create_pod(pods.idle(f"{kind}-{place + WARM_UP}{handler and '-'}{handler}-{number}", NAMESPACE, node,
+                                            mesh=kind == "mesh")) for place, kind, handler in wanted]
+    wait_for("the agent to know them", 30, lambda: world.metrics(node).get("waylay_pods", 0) >= len(known))
+    before = came_to_us(world, node)
+    calls = runtime.Runtime(world, node)
     for daemon in CONTROL_PLANE:
         world.lab.kill_daemon(daemon, signal="STOP")
     try:
-        for (number, kind, node), pod in zip(wanted, known, strict=True):
-            took, spent = one_sandbox(world, runtimes[node], node, pod)
-            if number >= 0:
-                taken[kind, node][0].append(took)
-                taken[kind, node][1].append(spent)
+        for (place, kind, handler), pod in zip(wanted, known, strict=True):
+            values = one_sandbox(world, calls, node, runtime.sandbox(pod, handler))
+            if place >= 0:
+                taken[kind, handler].append(values)
     finally:
         for daemon in CONTROL_PLANE:
             world.lab.kill_daemon(daemon, signal="CONT")
-        for node in nodes:
-            runtimes[node].close()
+        calls.close()
     world.wait_api()
+    came = came_to_us(world, node)
+    for kind in kinds:
+        expect(came[kind] - before[kind] == PAIRS + WARM_UP, f"of the {kind} pods with us {came[kind] - before[kind]:.0f} came to the agent")
     delete_all(world)
-    for node in nodes:
-        world.lab.release("kubelet", node)
+    world.lab.release("kubelet", node)
     world.wait_installed()
-    return taken
 
 
-def one_sandbox(world, calls, node, pod):
+def came_to_us(world, node):
+    """{kind: sandboxes that the agent of a node programmed, or was told of}"""
+    names = {"mesh": ("waylay_adds_total", '"programmed"'), "plain": ("waylay_notices_total", '"pass"')}
+    counts = world.metrics(node).items()
+    return {kind: sum(count for text, count in counts if text.startswith(name) and label in text) for kind, (name, label) in names.items()}
+
+
+def one_sandbox(world, calls, node, wanted):
     """(milliseconds, those of the node's CPU) until it is there; then it goes."""
     before, began = cpu(world, node), time.monotonic()
-    identity = {"pod_sandbox_id": calls.call("RunPodSandbox", runtime.sandbox(pod))["pod_sandbox_id"]}
+    identity = {"pod_sandbox_id": calls.call("RunPodSandbox", wanted)["pod_sandbox_id"]}
     result = 1000 * (time.monotonic() - began), cpu(world, node) - before
     for method in ("StopPodSandbox", "RemovePodSandbox"):
         calls.call(method, identity)
@@ -166,15 +164,16 @@ def cpu(world, node):
 
 
 def requests(world):
-    agent, = world.agents()
-    asked = audit.requests(world)[agent["metadata"]["name"]]
-    # Later watches continue the first one, every few minutes.
-    early = [request for request in asked if (request.moment - asked[0].moment).total_seconds() < 60]
-    return {
-        "API requests of an agent: lists at its start": audit.count(early, "list"),
-        "API requests of an agent: watches at its start": audit.count(early, "watch"),
-        "API requests of an agent: others, all ADDs included": sum(request.verb not in ("list", "watch") for request in asked),
-    }
+    """Of the agent that made the most of each."""
+    figures = {name: 0 for name in LIMITS if name.startswith("API requests")}
+    for agent in world.agents():
+        asked = audit.requests(world)[agent["metadata"]["name"]]
+        # Later watches continue the first one, every few minutes.
+        early = [request for request in asked if (request.moment - asked[0].moment).total_seconds() < 60]
+        counts = [audit.count(early, "list"), audit.count(early, "watch"),
+                  sum(request.verb not in ("list", "watch") for request in asked)]
+        figures = {name: max(one, other) for (name, one), other in zip(figures.items(), counts, strict=True)}
+    return figures
 
 
 def memory(world):
