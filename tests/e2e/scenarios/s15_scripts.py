@@ -20,6 +20,9 @@ def run(world, say):
         done = script(world, "install.sh", *IMAGE)
         expect(done.returncode == 0, f"install.sh, for the {time} time: {done.stderr}")
     say(f"install.sh, twice: {done.stderr.strip().splitlines()[-1]}")
+    # Also when agents that had just been uninstalled were still at it.
+    for node in world.lab.nodes():
+        world.lab.node(node, "ls", "/run/istio-cni/since", "/run/istio-cni/sandboxes")
     server, client = world.start(pods.sidecar("server", NAMESPACE, node="n1"), pods.sidecar("client", NAMESPACE, node="n2"))
     through_proxies(world, client, server)
     done = script(world, "uninstall.sh")
