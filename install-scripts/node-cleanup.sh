@@ -287,7 +287,7 @@ for file in "$root$run_dir"/waylay.sock* "$root$run_dir"/waylay-notice.sock* "$r
     fi
 done
 # What was known of pods that were redirected: an agent that comes later must not miss the others.
-for file in "$root$run_dir"/since "$root$run_dir"/sandboxes; do
+for file in "$root$run_dir"/since "$root$run_dir"/sandboxes "$root$run_dir"/.sandboxes.gone; do
     if [ -e "$file" ]; then
         doing "remove $file" && { rm -rf "$file" || trouble "$file: cannot be removed"; }
     fi
