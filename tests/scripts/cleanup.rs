@@ -223,6 +223,9 @@ fn other_directories_are_cleaned_where_they_are_named_and_the_sockets_go() {
         for name in ["waylay.sock", "waylay.sock.1-2", "waylay-notice.sock"] {
             UnixListener::bind(run.join(name)).unwrap();
         }
+        for file in ["since", "sandboxes/a,eth0", ".sandboxes.gone/a,eth0"] {
+            scratch.write(&format!("root/var/run/istio-cni/{file}"), "{}");
+        }
         let directories =
             ["--cni-conf-dir", "/k 3s/net.d", "--cni-conf-dir", "/multus", "--cni-bin-dir", "/k 3s/bin"];
         clean(scratch, shell, bin, &[&directories[..], &["--keep-binary"]].concat()).with(0);
